@@ -1,0 +1,86 @@
+"""Clear words for input that cannot work: shapes are checked before, values where something went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from fewstep.errors import FewstepError, InputError
+from fewstep.functional import Objective, check_running_statistics, is_pair
+from fewstep.task import Batch, Task, map_tensors, task_count
+
+
+def check_tasks(tasks: Task) -> None:
+    """Raise `InputError` unless `tasks` is a Task whose tensors agree about their axes."""
+    if not isinstance(tasks, Task):
+        raise InputError(f"expected fewstep.Task(support=..., query=...), but a {type(tasks).__name__} came")
+    task_count(tasks)
+    check_examples(tasks.support, "support")
+    check_examples(tasks.query, "query")
+
+
+def check_examples(batch: Batch, name: str) -> None:
+    """Raise `InputError` where x and y of an `(x, y)` batch disagree about the number of examples."""
+    task_count(batch)
+    if not is_pair(batch) or not all(isinstance(part, Tensor) for part in batch):
+        return
+    x, y = batch
+    if x.dim() < 2 or y.dim() < 2 or x.shape[1] != y.shape[1]:
+        raise InputError(
+            f"{name} x {tuple(x.shape)} and y {tuple(y.shape)} must agree in [tasks, examples], their first two axes"
+        )
+
+
+def check_values(tasks: Task) -> None:
+    """Raise `InputError` where a tensor of the tasks holds NaN or infinity."""
+    for name, batch in tasks._asdict().items():
+        for leaf in tree_leaves(batch):
+            bad = ~torch.isfinite(leaf)
+            if bad.any():
+                task = int(bad.nonzero()[0, 0])
+                raise InputError(
+                    f"the {name} set of task {task} holds NaN or infinity; clean the data or drop the task"
+                )
+
+
+@contextmanager
+def guard(objective: Objective, tasks: Task) -> Iterator[None]:
+    """Refuse what would make gradients wrong, and name the input where it is what made the model or the loss fail."""
+    check_running_statistics(objective.model)
+    written = objective.buffer_versions()
+    try:
+        yield
+    except FewstepError:
+        raise
+    except Exception:
+        check_values(tasks)
+        for name, batch in tasks._asdict().items():
+            if is_pair(batch):
+                _check_pair(objective, name, map_tensors(lambda leaf: leaf[0], batch))
+        raise
+    objective.check_buffers(written)
+
+
+@torch.no_grad()
+def _check_pair(objective: Objective, name: str, batch: Any) -> None:
+    """Find out with one task whether the model takes x, and whether y fits what it gives."""
+    x, y = batch
+    try:
+        prediction = objective.model(x)
+    except Exception as error:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the model cannot take one task's {name} x {shape} {x.dtype}: {reason}") from error
+    if not isinstance(prediction, Tensor) or not isinstance(y, Tensor) or prediction.dim() < 2:
+        return
+    outputs = prediction.shape[1]
+    if not y.is_floating_point() and (int(y.max()) >= outputs or int(y.min()) < 0):
+        raise InputError(
+            f"{name} labels run from {int(y.min())} to {int(y.max())}, but the model has {outputs} outputs, for labels "
+            f"0..{outputs - 1}; relabel the classes or build the model with more ways"
+        )

@@ -1,0 +1,115 @@
+"""Episodes: an endless, numbered stream of batches of tasks. Batch i needs no history, only the seed and i."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import InputError
+from fewstep.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes(ABC):
+    """Batches of `tasks` tasks each: `episodes[i]` is batch i, and iterating gives 0, 1, 2, ... without end.
+
+    Two objects with equal fields draw equal episodes, in any order, on any rank and any device: random numbers
+    come from the CPU generator, seeded by `(seed, i)`.
+    """
+
+    tasks: int
+    seed: int = 0
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.tasks < 1:
+            raise InputError(f"tasks per batch must be at least 1, but {self.tasks} came")
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> Task:
+        """One batch of tasks, all randomness taken from `generator`."""
+
+    def __getitem__(self, index: int) -> Task:
+        if index < 0:
+            raise InputError(f"episodes are numbered from 0, but {index} came")
+        return self.draw(numbered_generator(self.seed, index))
+
+    def __iter__(self) -> Iterator[Task]:
+        index = 0
+        while True:
+            yield self[index]
+            index += 1
+
+
+def numbered_generator(seed: int, index: int) -> torch.Generator:
+    """A generator of its own for each pair of numbers; neighbours are unrelated."""
+    digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassEpisodes(Episodes):
+    """N-way K-shot classification out of a table of pictures.
+
+    images : uint8 [classes, examples, channels, height, width], 0..255, on any device.
+    Each task takes `ways` distinct classes and of each class `shots` + `queries` distinct examples.
+    With `rotate`, each class of an episode is turned by 0, 90, 180 or 270 degrees, as the MAML authors do with
+    Omniglot. Pictures come as float32 in 0..1; labels 0..ways-1 (int64) are given in random order.
+
+    support : x [tasks, ways*shots, channels, height, width], y [tasks, ways*shots];  query : likewise
+    """
+
+    images: Tensor
+    ways: int
+    shots: int
+    queries: int
+    rotate: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.images.dim() != 5 or self.images.dtype != torch.uint8:
+            raise InputError(
+                "images must be uint8 [classes, examples, channels, height, width], but "
+                f"{self.images.dtype} {tuple(self.images.shape)} came"
+            )
+        classes, examples = self.images.shape[:2]
+        if not 1 <= self.ways <= classes:
+            raise InputError(f"{self.ways} ways asked of {classes} classes; choose 1..{classes}")
+        if self.shots < 1 or self.queries < 1 or self.shots + self.queries > examples:
+            raise InputError(
+                f"{self.shots} shots and {self.queries} queries asked, but a class has {examples} examples; "
+                "both must be at least 1 and together no more than that"
+            )
+        if self.rotate and self.images.shape[3] != self.images.shape[4]:
+            raise InputError(f"only square pictures can be rotated, not {tuple(self.images.shape[3:])}")
+
+    def draw(self, generator: torch.Generator) -> Task:
+        classes, examples = self.images.shape[:2]
+        shape = (self.tasks, self.ways)
+        chosen = torch.rand(self.tasks, classes, generator=generator).topk(self.ways).indices
+        picked = torch.rand(*shape, examples, generator=generator).topk(self.shots + self.queries).indices
+        turns = torch.randint(4, shape, generator=generator)
+        device = self.images.device
+        x = self.images[chosen.to(device)[..., None], picked.to(device)].to(self.device)
+        if self.rotate:
+            x = rotate_quarters(x, turns.to(x.device))
+        x = x.float() / 255
+        y = torch.arange(self.ways, device=x.device).expand(self.tasks, self.ways)
+        return Task(
+            support=(x[:, :, : self.shots].flatten(1, 2), y.repeat_interleave(self.shots, dim=1)),
+            query=(x[:, :, self.shots :].flatten(1, 2), y.repeat_interleave(self.queries, dim=1)),
+        )
+
+
+def rotate_quarters(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn x [tasks, ways, ..., side, side] by `turns` [tasks, ways] quarters, counter-clockwise."""
+    turned = x.clone()
+    for quarter in (1, 2, 3):
+        where = turns == quarter
+        turned[where] = torch.rot90(x[where], quarter, (-2, -1))
+    return turned

@@ -1,0 +1,159 @@
+"""A module and its loss as one pure function of chosen tensors: which adapt, which are shared, which stay put."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fewstep.errors import InputError
+from fewstep.task import Batch
+
+Loss = Callable[..., Tensor]
+Tensors = dict[str, Tensor]
+
+
+class Objective:
+    """The loss of `model` on one task's batch, as a function of the parameters that are handed in.
+
+    loss : `loss(prediction, target)` for `(x, y)` batches, `loss(model, batch)` for any other; returns one number.
+    adapt : name patterns of the parameters that the inner loop changes, see `matching`.
+    `adapted` and `shared` name the parameters; those with `requires_grad=False` are in neither and stay constant.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, adapt: str | Sequence[str] = "*") -> None:
+        if not isinstance(model, nn.Module):
+            raise InputError(f"the model must be a torch.nn.Module, but a {type(model).__name__} came")
+        if hasattr(model, "_orig_mod"):
+            raise InputError(
+                "the model was compiled by torch.compile, which cannot be differentiated twice; "
+                "hand in the module itself and compile the learner: maml(..., compile=True)"
+            )
+        if not callable(loss):
+            raise InputError(f"the loss must be callable, but a {type(loss).__name__} came")
+        self.model = model
+        self._module = _LossOf(model, loss)
+        trainable = [name for name, value in model.named_parameters() if value.requires_grad]
+        self.adapted = [f"model.{name}" for name in matching(trainable, adapt)]
+        self.shared = [
+            name
+            for name, value in self._module.named_parameters()
+            if value.requires_grad and name not in set(self.adapted)
+        ]
+        check_running_statistics(model)
+
+    def parameters(self, names: Sequence[str]) -> list[Tensor]:
+        """The module's own tensors of these names."""
+        own = dict(self._module.named_parameters())
+        return [own[name] for name in names]
+
+    def __call__(self, tensors: Tensors, batch: Batch) -> Tensor:
+        """The loss of one task: a scalar."""
+        return self.outputs(tensors, batch)[0]
+
+    def outputs(self, tensors: Tensors, batch: Batch) -> tuple[Tensor, Any]:
+        """The loss of one task and, for an `(x, y)` batch, the model's prediction (else None)."""
+        # Buffers are handed in too, so that a module that replaces one does not keep what it wrote.
+        everything = {**dict(self._module.named_buffers()), **tensors}
+        loss, prediction = functional_call(self._module, everything, (batch,))
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
+            came = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(f"the loss must return one floating-point number for a task, but {came} came")
+        return loss, prediction
+
+    def buffer_versions(self) -> dict[str, int]:
+        """How often each buffer has been written in place: `check_buffers` compares."""
+        return {name: value._version for name, value in self._module.named_buffers()}
+
+    def check_buffers(self, before: dict[str, int]) -> None:
+        """Raise `InputError` where a forward pass wrote to a buffer: recomputing it would give another result."""
+        for name, version in self.buffer_versions().items():
+            if version != before.get(name, version):
+                raise InputError(
+                    f"the model writes to its buffer '{name.removeprefix('model.')}' in its forward pass, which would "
+                    "make meta-gradients wrong; return a new tensor instead or put that module in eval mode"
+                )
+
+
+class _LossOf(nn.Module):
+    """One forward pass from batch to loss, so that one functional call swaps the parameters of both."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+
+    def forward(self, batch: Batch) -> tuple[Any, Any]:
+        if not is_pair(batch):
+            return self.loss(self.model, batch), None
+        x, y = batch
+        prediction = self.model(x)
+        return self.loss(prediction, y), prediction
+
+
+def is_pair(batch: Batch) -> bool:
+    """Whether a batch is `(x, y)`, so that its loss is `loss(model(x), y)`."""
+    return isinstance(batch, tuple | list) and len(batch) == 2
+
+
+def matching(names: Sequence[str], patterns: str | Sequence[str]) -> list[str]:
+    """The names that a pattern chooses: `*` and `?` as in file names; `~` in front takes names away.
+
+    Patterns are read from left to right; a first pattern with `~` starts from all names. `InputError` where a
+    pattern matches nothing.
+
+    >>> matching(["body.weight", "head.weight", "head.bias"], "head.*")
+    ['head.weight', 'head.bias']
+    >>> matching(["body.weight", "head.weight", "head.bias"], ["~body.*", "~*.bias"])
+    ['head.weight']
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    chosen: set[str] = set(names) if patterns and patterns[0].startswith("~") else set()
+    for pattern in patterns:
+        found = {name for name in names if fnmatchcase(name, pattern.removeprefix("~"))}
+        if not found:
+            raise InputError(
+                f"the pattern {pattern!r} matches no trainable parameter; there are: {', '.join(names) or 'none'}"
+            )
+        chosen = chosen - found if pattern.startswith("~") else chosen | found
+    if not chosen:
+        raise InputError(
+            f"the patterns {patterns} leave no parameter to adapt; there are: {', '.join(names)}"
+        )
+    return [name for name in names if name in chosen]
+
+
+def check_running_statistics(model: nn.Module) -> None:
+    """Raise `InputError` where a norm layer would update running statistics inside the inner loop."""
+    for name, module in model.named_modules():
+        if module.training and getattr(module, "running_mean", None) is not None:
+            raise InputError(
+                f"{type(module).__name__} '{name}' keeps running statistics, which have no meaning inside an inner loop; "
+                "call fewstep.use_batch_statistics(model) to normalise by the batch, or model.eval() to keep the "
+                "statistics it has"
+            )
+
+
+def use_batch_statistics(model: nn.Module) -> nn.Module:
+    """Make every norm layer of `model` normalise by the batch at hand, in place, and return the model.
+
+    Running statistics are dropped. Evaluation is then transductive: a prediction depends on its batch.
+
+    >>> use_batch_statistics(nn.BatchNorm1d(3)).running_mean is None
+    True
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+            module.track_running_stats = False
+            module.running_mean = None
+            module.running_var = None
+            module.num_batches_tracked = None
+    return model
+
+
+def tensors_by_name(names: Sequence[str], tensors: Sequence[Tensor]) -> Tensors:
+    """The two sequences as a dict."""
+    return dict(zip(names, tensors, strict=True))

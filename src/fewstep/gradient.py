@@ -1,0 +1,123 @@
+"""The inner gradient as an operator with a derivative of its own, and the task loss as another.
+
+    L, g = inner_gradient(theta, shared, batch)      the loss [B] and its gradients by theta [B, ...]
+    forward : first-order gradients; nothing of their graph is kept
+    backward: cotangents (c, v) -> the gradient of  c L + <dL/dtheta, v>,  recomputed by a Hessian-vector product
+    jvp     : tangent u -> <dL, u>  and its gradient by theta (the Hessian is symmetric)
+
+So a chain of inner steps stores the parameters of each step and no activations (MixFlow-MG, arXiv 2505.00793, found
+this in JAX), and nothing ever differentiates a backward pass from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fewstep.finite_difference import scaled, two_sided
+from fewstep.problem import Problem
+from fewstep.replay import Moment
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def inner_gradient(problem: Problem, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The loss [B] and its gradients by the adapted tensors [B, ...]; both can be differentiated once."""
+    loss, *gradients = _InnerGradient.apply(problem, *tensors)
+    return loss, gradients
+
+
+def task_loss(problem: Problem, tensors: Sequence[Tensor]) -> Tensor:
+    """The loss [B] of each task; it can be differentiated once."""
+    loss: Tensor = _TaskLoss.apply(problem, *tensors)
+    return loss
+
+
+class _InnerGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.problem, ctx.moment = problem, Moment.now(tensors[-1].device)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
+        return tuple(problem.gradient(tensors, problem.theta))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, c: Tensor | None, *v: Tensor | None) -> Gradients:
+        problem, moment, tensors = ctx.problem, ctx.moment, ctx.saved_tensors
+        if problem.derivative == "none":
+            v = (None,) * len(v)
+        if c is None and all(part is None for part in v):
+            return (None,) * (1 + len(tensors))
+        wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
+        count = tensors[-1].shape[0]
+        c = tensors[0].new_zeros(count) if c is None else c
+        along = tuple(i for i, part in enumerate(v) if part is not None)
+        u = [part for part in v if part is not None]
+        if problem.derivative == "exact":
+            with moment.again():
+                _, *grads = problem.product(tensors, along, wanted, c, u, per_task=False)
+        else:
+            (_, *mean), (_, *slope) = two_sided(problem, tensors, along, u, wanted, moment)
+            each = [scaled(c, m) + s for m, s in zip(mean, slope, strict=True)]
+            grads = [
+                part if problem.task_axis[i] else part.sum(0) for i, part in zip(wanted, each, strict=True)
+            ]
+        return (None, *_at(wanted, grads, len(tensors)))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+        problem, moment, tensors = ctx.problem, ctx.moment, ctx.saved_tensors
+        moving = tuple(i for i, tangent in enumerate(tangents) if tangent is not None)
+        u = [tangent.contiguous() for tangent in tangents if tangent is not None]
+        if problem.derivative == "exact":
+            with moment.again():
+                zero = tensors[0].new_zeros(tensors[-1].shape[0])
+                return tuple(problem.product(tensors, moving, problem.theta, zero, u, per_task=True))
+        _, (slope, *gradients) = two_sided(problem, tensors, moving, u, problem.theta, moment)
+        if problem.derivative == "none":
+            gradients = [torch.zeros_like(gradient) for gradient in gradients]
+        return (slope, *gradients)
+
+
+class _TaskLoss(torch.autograd.Function):
+    """The forward pass takes value and gradient together; the backward pass scales the stored gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> Tensor:
+        ctx.problem, ctx.count = problem, len(tensors)
+        ctx.wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
+        loss, *gradients = problem.gradient(tensors, ctx.wanted)
+        ctx.save_for_backward(*gradients)
+        ctx.save_for_forward(*gradients)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, c: Tensor) -> Gradients:
+        axis = ctx.problem.task_axis
+        grads = [
+            scaled(c, gradient) if axis[i] else torch.tensordot(c, gradient, dims=([0], [0]))
+            for i, gradient in zip(ctx.wanted, ctx.saved_tensors, strict=True)
+        ]
+        return (None, *_at(ctx.wanted, grads, ctx.count))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
+        slopes = [
+            (gradient * tangent).flatten(1).sum(1)
+            for i, gradient in zip(ctx.wanted, ctx.saved_tensors, strict=True)
+            if (tangent := tangents[i]) is not None
+        ]
+        return torch.stack(slopes).sum(0)
+
+
+def _at(positions: Sequence[int], values: Sequence[Tensor], length: int) -> Gradients:
+    """A tuple of `length` with the values at their positions and None elsewhere."""
+    found = dict(zip(positions, values, strict=True))
+    return tuple(found.get(i) for i in range(length))

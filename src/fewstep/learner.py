@@ -1,0 +1,154 @@
+"""The learner: gradient descent on the support loss, differentiable, and the query loss after it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, NamedTuple, TypeVar, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from fewstep.checks import check_examples, check_tasks, check_values, guard
+from fewstep.engine import Engine
+from fewstep.errors import DivergenceError, InputError
+from fewstep.functional import Loss, Objective, Tensors, tensors_by_name
+from fewstep.gradient import inner_gradient, task_loss
+from fewstep.problem import Derivative, Problem
+from fewstep.task import Batch, Task, one_task, task_count
+from fewstep.updates import Update
+
+T = TypeVar("T")
+
+
+class Point(NamedTuple):
+    """A task's query set seen from one step of adaptation.
+
+    loss : [B];  prediction : [B, ...] where batches are `(x, y)`, else None
+    """
+
+    loss: Tensor
+    prediction: Tensor | None
+
+
+class Learner(nn.Module):
+    """A model that adapts to a task by a few gradient steps, and that is trained to adapt well.
+
+    model, loss : any module; `loss(prediction, target)` for `(x, y)` batches, `loss(model, batch)` for any other
+    update : the rule of an inner step, see `fewstep.updates`
+    steps : inner steps in training
+    adapt : name patterns of the parameters that adapt; all others are shared by the tasks, and meta-learned too
+    derivative : of the inner gradient: "exact", "none" (first order) or "finite_difference" (Hessian-free)
+    engine : "vmap" batches the tasks; "loop" takes one by one, for models without batching rules such as RNNs
+    chunk : tasks at a time under "vmap", None for all; fewer need less memory
+    compile : compile the gradient and its derivative with torch.compile, each once whatever the number of steps
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        update: Update,
+        *,
+        steps: int,
+        adapt: str | Sequence[str] = "*",
+        derivative: Derivative = "exact",
+        engine: Literal["vmap", "loop"] = "vmap",
+        chunk: int | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if derivative not in get_args(Derivative):
+            raise InputError(f"the derivative must be one of {get_args(Derivative)}, but {derivative!r} came")
+        self.objective = Objective(model, loss, adapt)
+        self.model, self.loss, self.update = model, loss, update
+        self.steps = _not_negative(steps)
+        self.derivative: Derivative = derivative
+        self.engine = Engine(engine, chunk, compile)
+
+    def forward(self, tasks: Task) -> Tensor:
+        """The query loss [B] of each task after adaptation to its support set.
+
+        It can be differentiated once, by every parameter of the learner (Finn et al. 2017, Algorithm 2, line 10).
+        """
+        check_tasks(tasks)
+        with guard(self.objective, tasks):
+            theta = _last(self.inner_loop(tasks.support, self.steps))
+            loss = task_loss(*self._problem(theta, tasks.query))
+        if loss.device.type == "cpu" and not torch.isfinite(loss).all():
+            check_values(tasks)
+        return loss
+
+    def inner_loop(self, support: Batch, steps: int) -> Iterator[Tensors]:
+        """The adapted parameters of each task at the start and after each step (Algorithm 2, lines 4-8).
+
+        At the start they are the meta-parameters themselves; from then on they have a task axis [B, ...].
+        """
+        theta = tensors_by_name(self.objective.adapted, self.objective.parameters(self.objective.adapted))
+        count, state = task_count(support), None
+        yield theta
+        for step in range(steps):
+            _, gradients = inner_gradient(*self._problem(theta, support))  # line 6
+            if step == 0:
+                theta = {name: value.expand(count, *value.shape) for name, value in theta.items()}
+            theta, state = self.update(theta, tensors_by_name(list(theta), gradients), state, step)  # line 7
+            yield theta
+
+    def adapt(self, support: Batch, steps: int | None = None) -> nn.Module:
+        """A copy of the model, adapted to one task. `support` has no task axis: `(x [K, ...], y [K])`.
+
+        steps : inner steps, as many as in training unless given; may be more, or 0
+        """
+        support = one_task(support)
+        check_examples(support, "support")
+        with torch.no_grad(), guard(self.objective, Task(support, support)):
+            theta = _last(self.inner_loop(support, self._steps(steps)))
+        frozen = {id(value): value for value in self.model.parameters() if not value.requires_grad}
+        adapted = copy.deepcopy(self.model, memo=frozen)  # a frozen base is shared, not copied
+        own = {f"model.{name}": value for name, value in adapted.named_parameters()}
+        for name, value in theta.items():
+            if not torch.isfinite(value).all():
+                check_values(Task(support, support))
+                raise DivergenceError(
+                    f"'{name[6:]}' is not finite after adaptation; lower the inner learning rate"
+                )
+            own[name].data = value.detach().reshape(own[name].shape).clone()
+        return adapted
+
+    @torch.no_grad()
+    def path(self, tasks: Task, steps: int | None = None) -> list[Point]:
+        """How each task's query set is answered before adaptation and after each of `steps` inner steps."""
+        check_tasks(tasks)
+        points = []
+        with guard(self.objective, tasks):
+            for theta in self.inner_loop(tasks.support, self._steps(steps)):
+                problem, tensors = self._problem(theta, tasks.query)
+                loss, *prediction = problem.evaluate(tensors)
+                points.append(Point(loss, prediction[0] if prediction else None))
+        return points
+
+    def _problem(self, theta: Tensors, batch: Batch) -> tuple[Problem, list[Tensor]]:
+        """The loss of `batch` at `theta`, and the tensors that it is a function of."""
+        shared = self.objective.parameters(self.objective.shared)
+        leaves, form = tree_flatten(batch)
+        own = self.objective.parameters(self.objective.adapted[:1])
+        stacked = theta[self.objective.adapted[0]].dim() > own[0].dim()
+        problem = Problem(self.objective, self.engine, self.derivative, stacked, form, len(leaves))
+        return problem, [*theta.values(), *shared, *leaves]
+
+    def _steps(self, steps: int | None) -> int:
+        return self.steps if steps is None else _not_negative(steps)
+
+
+def _not_negative(steps: int) -> int:
+    if not isinstance(steps, int) or steps < 0:
+        raise InputError(f"the number of inner steps must be an integer of at least 0, but {steps!r} came")
+    return steps
+
+
+def _last(items: Iterable[T]) -> T:
+    """The last of several items; the others are let go of at once."""
+    for item in items:  # noqa: B007
+        pass
+    return item

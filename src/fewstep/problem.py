@@ -1,0 +1,111 @@
+"""One task's loss as a function of a flat list of tensors, its derivatives, and what they give over all tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_unflatten
+
+from fewstep.engine import Engine, dot
+from fewstep.functional import Objective, tensors_by_name
+
+Derivative = Literal["exact", "none", "finite_difference"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The loss of one task as a function of its tensors: the adapted ones, the shared ones, then the batch's.
+
+    stacked : whether the adapted tensors have a task axis; at the start of adaptation they have none
+    all_stacked : whether the shared ones have one too
+    batch, leaves : the form of a batch, and how many tensors it has
+    """
+
+    objective: Objective
+    engine: Engine
+    derivative: Derivative
+    stacked: bool
+    batch: TreeSpec
+    leaves: int
+    all_stacked: bool = False
+
+    @property
+    def theta(self) -> tuple[int, ...]:
+        """The positions of the adapted tensors."""
+        return tuple(range(len(self.objective.adapted)))
+
+    @property
+    def length(self) -> int:
+        """How many tensors there are in all."""
+        return len(self.objective.adapted) + len(self.objective.shared) + self.leaves
+
+    @property
+    def task_axis(self) -> list[bool]:
+        """Which tensors have a task axis."""
+        adapted, shared = len(self.objective.adapted), len(self.objective.shared)
+        return (
+            [self.stacked or self.all_stacked] * adapted + [self.all_stacked] * shared + [True] * self.leaves
+        )
+
+    # What one task contributes, without a task axis.
+
+    def loss(self, *tensors: Tensor) -> Tensor:
+        """L, a scalar."""
+        return self.outputs(*tensors)[0]
+
+    def value_and_gradient(self, wanted: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """L and dL/d(wanted)."""
+        if not wanted:
+            return (self.loss(*tensors),)
+        grads, value = self.engine.differentiate(self.loss, wanted)(*tensors)
+        return (value, *grads)
+
+    def directional(
+        self, along: tuple[int, ...], wanted: tuple[int, ...], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """D = c L + <dL/d(along), u>  and dD/d(wanted); `tensors` end with c and u."""
+        point, c, u = tensors[: self.length], tensors[self.length], tensors[self.length + 1 :]
+
+        def derivative(*inner: Tensor) -> Tensor:
+            grads, value = self.engine.differentiate(self.loss, along)(*inner)
+            return c * value + dot(grads, u)
+
+        grads, value = self.engine.differentiate(derivative, wanted)(*point)
+        return (value, *grads)
+
+    def outputs(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """L, and the prediction where there is one."""
+        names = [*self.objective.adapted, *self.objective.shared]
+        batch = tree_unflatten(tensors[len(names) :], self.batch)
+        loss, prediction = self.objective.outputs(tensors_by_name(names, tensors[: len(names)]), batch)
+        return (loss, prediction) if isinstance(prediction, Tensor) else (loss,)
+
+    # The same over all tasks. The loss comes back as [B].
+
+    def gradient(self, tensors: Sequence[Tensor], wanted: tuple[int, ...]) -> list[Tensor]:
+        """L [B] and dL/d(wanted) of each task [B, ...]."""
+        key = ("gradient", wanted, self.batch)
+        function = partial(self.value_and_gradient, wanted)
+        return self.engine.run(key, function, tensors, self.task_axis)
+
+    def evaluate(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """L [B] and the predictions [B, ...], where there are any."""
+        return self.engine.run(("outputs", self.batch), self.outputs, tensors, self.task_axis)
+
+    def product(self, tensors: Sequence[Tensor], along: tuple[int, ...], wanted: tuple[int, ...], c: Tensor,
+                u: Sequence[Tensor], *, per_task: bool) -> list[Tensor]:  # fmt: skip
+        """D [B] and dD/d(wanted): of each task, or summed over the tasks for tensors that have no task axis.
+
+        c [B];  u like the tensors at `along`, with or without a task axis.
+        """
+        axis = self.task_axis
+        u_axis = [part.dim() > tensors[i].dim() or axis[i] for i, part in zip(along, u, strict=True)]
+        summed = [not (per_task or axis[i]) for i in wanted]
+        return self.engine.run(
+            ("product", along, wanted, self.batch), partial(self.directional, along, wanted),
+            [*tensors, c, *u], [*axis, True, *u_axis], [False, *summed],
+        )  # fmt: skip
