@@ -13,7 +13,14 @@ from fewstep.task import Task, map_tensors
 
 
 def naive_losses(
-    model: nn.Module, loss: Loss, tasks: Task, *, lr: float, steps: int, adapted: Sequence[str], first_order: bool = False
+    model: nn.Module,
+    loss: Loss,
+    tasks: Task,
+    *,
+    lr: float,
+    steps: int,
+    adapted: Sequence[str],
+    first_order: bool = False,
 ) -> Tensor:
     """The query loss [B] of each task after `steps` of gradient descent on its support loss."""
     losses = []

@@ -21,15 +21,15 @@ ENGINES: dict[str, dict[str, Any]] = {
 by_name = {"ids": lambda value: getattr(value, "name", None)}
 
 
-def both_gradients(case: Case, steps: int, first_order: bool = False, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def both_gradients(
+    case: Case, steps: int, first_order: bool = False, **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Ours and the naive one, by all parameters of the model."""
     model, tasks = case.build(), case.tasks()
     parameters = list(model.parameters())
     learner = maml(model, case.loss, lr=case.lr, steps=steps, adapt=case.adapt, **options)
     adapted = matching([name for name, _ in model.named_parameters()], case.adapt)
-    naive = naive_losses(
-        model, case.loss, tasks, lr=case.lr, steps=steps, adapted=adapted, first_order=first_order
-    )
+    naive = naive_losses(model, case.loss, tasks, lr=case.lr, steps=steps, adapted=adapted, first_order=first_order)
     return meta_gradient(learner(tasks), parameters), meta_gradient(naive, parameters)
 
 

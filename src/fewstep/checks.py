@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from fewstep.errors import FewstepError, InputError
-from fewstep.functional import Objective, check_running_statistics, is_pair
+from fewstep.functional import Objective, is_pair
 from fewstep.task import Batch, Task, map_tensors, task_count
 
 
@@ -51,7 +51,7 @@ def check_values(tasks: Task) -> None:
 @contextmanager
 def guard(objective: Objective, tasks: Task) -> Iterator[None]:
     """Refuse what would make gradients wrong, and name the input where it is what made the model or the loss fail."""
-    check_running_statistics(objective.model)
+    objective.check_running_statistics()
     written = objective.buffer_versions()
     try:
         yield

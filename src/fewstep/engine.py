@@ -7,6 +7,7 @@ the `vmap`: `grad` of a `vmap` of `grad` is silently wrong in PyTorch through fu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -33,7 +34,7 @@ class Engine:
     method: Literal["vmap", "loop"] = "vmap"
     chunk: int | None = None
     compile: bool = False
-    _compiled: dict[Any, Function] = field(default_factory=dict, repr=False, compare=False)
+    _batched_functions: dict[Any, Function] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.method not in ("vmap", "loop"):
@@ -52,7 +53,7 @@ class Engine:
 
         stacked : which tensors have a task axis. The others are the same for all tasks.
         summed : which results are summed over the tasks, by default none. The others come back with a task axis.
-        key : names the function among all that this engine runs, to find its compiled form again.
+        key : names the function among all that this engine runs, to find its batched form again.
         """
         tensors = [tensor.detach() for tensor in tensors]
         count = next(tensor.shape[0] for tensor, has in zip(tensors, stacked, strict=True) if has)
@@ -74,8 +75,8 @@ class Engine:
                  summed: tuple[bool, ...] | None) -> Function:  # fmt: skip
         """`function` over the tasks of one chunk."""
         key = (key, stacked, summed)
-        if key in self._compiled:
-            return self._compiled[key]
+        if key in self._batched_functions:
+            return self._batched_functions[key]
 
         def over_chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
             if self.method == "loop":
@@ -88,12 +89,34 @@ class Engine:
                 return results
             return tuple(r.sum(0) if is_sum else r for r, is_sum in zip(results, summed, strict=True))
 
-        if not self.compile:
-            return over_chunk
-        options = {"fallback_random": True}  # so that a recomputation draws what the forward pass drew
-        compiled: Function = torch.compile(over_chunk, fullgraph=True, dynamic=False, options=options)
-        self._compiled[key] = compiled
-        return compiled
+        batched = _compiled(over_chunk) if self.compile else over_chunk
+        self._batched_functions[key] = batched
+        return batched
+
+
+def _compiled(function: Function) -> Function:
+    """`function` compiled at its first call, or as it is, with a warning, where that fails."""
+    from torch._dynamo.exc import TorchDynamoException  # imported here because they double the import time of torch
+    from torch._inductor.exc import InductorError
+
+    # Dynamo counts recompilations by code object: a copy of its own keeps one function from using up another's.
+    function.__code__ = function.__code__.replace()
+    options = {"fallback_random": True}  # so that a recomputation draws the numbers that the forward pass drew
+    compiled: Function = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    failed = False
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        nonlocal failed
+        if not failed:
+            try:
+                return compiled(*tensors)
+            except (TorchDynamoException, InductorError) as error:
+                failed = True
+                reason = str(error).strip().splitlines()[0]
+                warnings.warn(f"running without torch.compile, which failed: {reason}", stacklevel=2)
+        return function(*tensors)
+
+    return call
 
 
 def _func_grad_and_value(function: Scalar, argnums: tuple[int, ...]) -> Callable[..., Any]:
@@ -114,9 +137,7 @@ def _autograd_grad_and_value(function: Scalar, argnums: tuple[int, ...]) -> Call
             value = function(*leaves)
             if not value.requires_grad:
                 return tuple(torch.zeros_like(leaf) for leaf in wanted), value
-            grads = torch.autograd.grad(
-                value, wanted, create_graph=nested, allow_unused=True, materialize_grads=True
-            )
+            grads = torch.autograd.grad(value, wanted, create_graph=nested, allow_unused=True, materialize_grads=True)
         return grads, value if nested else value.detach()
 
     return grad_and_value

@@ -23,10 +23,7 @@ def two_sided(problem: Problem, tensors: Sequence[Tensor], moving: Sequence[int]
     """
     count = tensors[-1].shape[0]
     axis = problem.task_axis
-    full = [
-        tensor if has else tensor.expand(count, *tensor.shape)
-        for tensor, has in zip(tensors, axis, strict=True)
-    ]
+    full = [tensor if has else tensor.expand(count, *tensor.shape) for tensor, has in zip(tensors, axis, strict=True)]
     along = [u if axis[i] or u.dim() > tensors[i].dim() else u.expand_as(full[i])
              for i, u in zip(moving, directions, strict=True)]  # fmt: skip
     start, length = norms([full[i] for i in moving]), norms(along)

@@ -36,19 +36,23 @@ class Objective:
             raise InputError(f"the loss must be callable, but a {type(loss).__name__} came")
         self.model = model
         self._module = _LossOf(model, loss)
-        trainable = [name for name, value in model.named_parameters() if value.requires_grad]
+        own = [name for name, value in self._module.named_parameters() if value.requires_grad]
+        trainable = [name.removeprefix("model.") for name in own if name.startswith("model.")]
         self.adapted = [f"model.{name}" for name in matching(trainable, adapt)]
-        self.shared = [
-            name
-            for name, value in self._module.named_parameters()
-            if value.requires_grad and name not in set(self.adapted)
-        ]
-        check_running_statistics(model)
+        self.shared = [name for name in own if name not in set(self.adapted)]
+        # Looking names up in a module is slow, and its structure does not change: remember who owns what.
+        self._parameters = _owners(self._module, own)
+        self._buffers = _owners(self._module, [name for name, _ in self._module.named_buffers()])
+        self._norms = [(name, m) for name, m in model.named_modules() if getattr(m, "running_mean", None) is not None]
+        self.check_running_statistics()
 
     def parameters(self, names: Sequence[str]) -> list[Tensor]:
-        """The module's own tensors of these names."""
-        own = dict(self._module.named_parameters())
-        return [own[name] for name in names]
+        """The module's own trainable tensors of these names."""
+        return [getattr(*self._parameters[name]) for name in names]
+
+    def buffers(self) -> Tensors:
+        """The module's own buffers."""
+        return {name: getattr(*owner) for name, owner in self._buffers.items()}
 
     def __call__(self, tensors: Tensors, batch: Batch) -> Tensor:
         """The loss of one task: a scalar."""
@@ -57,7 +61,7 @@ class Objective:
     def outputs(self, tensors: Tensors, batch: Batch) -> tuple[Tensor, Any]:
         """The loss of one task and, for an `(x, y)` batch, the model's prediction (else None)."""
         # Buffers are handed in too, so that a module that replaces one does not keep what it wrote.
-        everything = {**dict(self._module.named_buffers()), **tensors}
+        everything = {**self.buffers(), **tensors}
         loss, prediction = functional_call(self._module, everything, (batch,))
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             came = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -66,7 +70,17 @@ class Objective:
 
     def buffer_versions(self) -> dict[str, int]:
         """How often each buffer has been written in place: `check_buffers` compares."""
-        return {name: value._version for name, value in self._module.named_buffers()}
+        return {name: value._version for name, value in self.buffers().items()}
+
+    def check_running_statistics(self) -> None:
+        """Raise `InputError` where a norm layer would update running statistics inside the inner loop."""
+        for name, module in self._norms:
+            if module.training and module.running_mean is not None:
+                raise InputError(
+                    f"{type(module).__name__} '{name}' keeps running statistics, which would mix the tasks of an inner "
+                    "loop; call fewstep.use_batch_statistics(model) to normalise by the batch at hand, or put the model "
+                    "in eval mode to keep the statistics that it has"
+                )
 
     def check_buffers(self, before: dict[str, int]) -> None:
         """Raise `InputError` where a forward pass wrote to a buffer: recomputing it would give another result."""
@@ -120,21 +134,14 @@ def matching(names: Sequence[str], patterns: str | Sequence[str]) -> list[str]:
             )
         chosen = chosen - found if pattern.startswith("~") else chosen | found
     if not chosen:
-        raise InputError(
-            f"the patterns {patterns} leave no parameter to adapt; there are: {', '.join(names)}"
-        )
+        raise InputError(f"the patterns {patterns} leave no parameter to adapt; there are: {', '.join(names)}")
     return [name for name in names if name in chosen]
 
 
-def check_running_statistics(model: nn.Module) -> None:
-    """Raise `InputError` where a norm layer would update running statistics inside the inner loop."""
-    for name, module in model.named_modules():
-        if module.training and getattr(module, "running_mean", None) is not None:
-            raise InputError(
-                f"{type(module).__name__} '{name}' keeps running statistics, which have no meaning inside an inner loop; "
-                "call fewstep.use_batch_statistics(model) to normalise by the batch, or model.eval() to keep the "
-                "statistics it has"
-            )
+def _owners(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[nn.Module, str]]:
+    """For each dotted name the submodule that holds the tensor, and its name there."""
+    parts = {name: name.rpartition(".") for name in names}
+    return {name: (module.get_submodule(path), last) for name, (path, _, last) in parts.items()}
 
 
 def use_batch_statistics(model: nn.Module) -> nn.Module:

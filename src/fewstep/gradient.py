@@ -65,9 +65,7 @@ class _InnerGradient(torch.autograd.Function):
         else:
             (_, *mean), (_, *slope) = two_sided(problem, tensors, along, u, wanted, moment)
             each = [scaled(c, m) + s for m, s in zip(mean, slope, strict=True)]
-            grads = [
-                part if problem.task_axis[i] else part.sum(0) for i, part in zip(wanted, each, strict=True)
-            ]
+            grads = [part if problem.task_axis[i] else part.sum(0) for i, part in zip(wanted, each, strict=True)]
         return (None, *_at(wanted, grads, len(tensors)))
 
     @staticmethod

@@ -110,9 +110,7 @@ class Learner(nn.Module):
         for name, value in theta.items():
             if not torch.isfinite(value).all():
                 check_values(Task(support, support))
-                raise DivergenceError(
-                    f"'{name[6:]}' is not finite after adaptation; lower the inner learning rate"
-                )
+                raise DivergenceError(f"'{name[6:]}' is not finite after adaptation; lower the inner learning rate")
             own[name].data = value.detach().reshape(own[name].shape).clone()
         return adapted
 

@@ -47,9 +47,7 @@ class Problem:
     def task_axis(self) -> list[bool]:
         """Which tensors have a task axis."""
         adapted, shared = len(self.objective.adapted), len(self.objective.shared)
-        return (
-            [self.stacked or self.all_stacked] * adapted + [self.all_stacked] * shared + [True] * self.leaves
-        )
+        return [self.stacked or self.all_stacked] * adapted + [self.all_stacked] * shared + [True] * self.leaves
 
     # What one task contributes, without a task axis.
 
@@ -64,9 +62,7 @@ class Problem:
         grads, value = self.engine.differentiate(self.loss, wanted)(*tensors)
         return (value, *grads)
 
-    def directional(
-        self, along: tuple[int, ...], wanted: tuple[int, ...], *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
+    def directional(self, along: tuple[int, ...], wanted: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
         """D = c L + <dL/d(along), u>  and dD/d(wanted); `tensors` end with c and u."""
         point, c, u = tensors[: self.length], tensors[self.length], tensors[self.length + 1 :]
 

@@ -62,15 +62,11 @@ def task_count(batch: Batch) -> int:
         if leaf.dim() == 0:
             raise InputError("every tensor of a task needs a leading task axis, but a scalar came")
         if leaf.numel() == 0:
-            raise InputError(
-                f"a tensor of shape {tuple(leaf.shape)} came; support and query need at least one example"
-            )
+            raise InputError(f"a tensor of shape {tuple(leaf.shape)} came; support and query need at least one example")
     counts = {leaf.shape[0] for leaf in leaves}
     if len(counts) > 1:
         shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
-        raise InputError(
-            f"the tensors disagree about the number of tasks (their first axis): shapes {shapes}"
-        )
+        raise InputError(f"the tensors disagree about the number of tasks (their first axis): shapes {shapes}")
     return int(counts.pop())
 
 

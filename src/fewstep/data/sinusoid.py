@@ -31,9 +31,7 @@ class SinusoidEpisodes(Episodes):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.shots < 1 or self.queries < 1:
-            raise InputError(
-                f"shots and queries must be at least 1, but {self.shots} and {self.queries} came"
-            )
+            raise InputError(f"shots and queries must be at least 1, but {self.shots} and {self.queries} came")
 
     def draw(self, generator: torch.Generator) -> Task:
         amplitude = 0.1 + 4.9 * torch.rand(self.tasks, 1, 1, generator=generator)
@@ -43,6 +41,4 @@ class SinusoidEpisodes(Episodes):
         if self.oracle:
             x = torch.cat([x, amplitude.expand_as(x), phase.expand_as(x)], dim=-1)
         x, y = x.to(self.device), y.to(self.device)
-        return Task(
-            support=(x[:, : self.shots], y[:, : self.shots]), query=(x[:, self.shots :], y[:, self.shots :])
-        )
+        return Task(support=(x[:, : self.shots], y[:, : self.shots]), query=(x[:, self.shots :], y[:, self.shots :]))

@@ -1,0 +1,57 @@
+"""Pre-training without meta-learning: one net on all tasks, or one classifier of all training classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.data.episodes import Episodes, numbered_generator, rotate_quarters
+from fewstep.functional import Loss
+from fewstep.task import Task
+
+
+def pretrain_on_tasks(model: nn.Module, loss: Loss, episodes: Episodes, *, iterations: int, lr: float = 1e-3) -> None:
+    """Train `model` by Adam on the examples of all tasks at once, as if they were one (paper, section 5.1)."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    for step in range(iterations):
+        x, y = pooled(episodes[step])
+        optimizer.zero_grad()
+        loss(model(x), y).backward()
+        optimizer.step()
+
+
+def pooled(tasks: Task) -> tuple[Tensor, Tensor]:
+    """All examples of all tasks as one `(x, y)` batch without a task axis."""
+    (support_x, support_y), (query_x, query_y) = tasks
+    x, y = torch.cat([support_x, query_x], 1), torch.cat([support_y, query_y], 1)
+    return x.flatten(0, 1), y.flatten(0, 1)
+
+
+def pretrain_on_classes(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    iterations: int,
+    seed: int,
+    rotate: bool = False,
+    batch: int = 128,
+    lr: float = 1e-3,
+) -> None:
+    """Train `model` by Adam to tell all classes apart.
+
+    images : uint8 [classes, examples, channels, height, width];  model : [batch, ...] -> [batch, classes]
+    rotate : turn each picture by a random number of quarters, as the episodes do with classes
+    """
+    classes, examples = images.shape[:2]
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    model.train()
+    for step in range(iterations):
+        generator = numbered_generator(seed, step)
+        label = torch.randint(classes, (batch,), generator=generator)
+        x = images[label, torch.randint(examples, (batch,), generator=generator)]
+        if rotate:
+            x = rotate_quarters(x[None], torch.randint(4, (1, batch), generator=generator))[0]
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x.float() / 255), label).backward()
+        optimizer.step()

@@ -1,0 +1,101 @@
+"""What each command of the command line does."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fewstep.baselines import Contender
+from fewstep.data.episodes import Episodes
+from fewstep.errors import InputError
+from fewstep.evaluate import Evaluation, evaluate
+from fewstep.learner import Learner
+from fewstep.progress import narrate, progress
+from fewstep.recipes import RECIPES, Recipe
+from fewstep.run import Run
+from fewstep.train import train
+
+# Fields that may change when a run is taken up again.
+FREE_FIELDS = {"iterations", "log_every", "test_episodes", "pretrain_iterations", "ablations", "root"}
+
+
+def train_run(name: str, recipe: Recipe, out: Path) -> None:
+    """Train a recipe into the folder `out`, or go on with the training that is there."""
+    run = Run(out)
+    config = {"recipe": name, **_plain(recipe)}
+    if run.exists:
+        _check_same(run.read_json("config.json"), config, out)
+    learner = recipe.learner()
+    run.write_json("config.json", config)
+    state = run.load_state()
+    done = state["step"] if state else 0
+    narrate(f"{name}: iteration {done} of {recipe.iterations}, in {out}")
+    with progress(recipe.iterations, done=done) as report:
+        train(learner, recipe.episodes("train"), recipe.training(), run, validate=recipe.validate, report=report)
+    narrate(f"trained; now: fewstep evaluate {out}")
+
+
+def evaluate_run(path: Path, weights: str = "best", baselines: bool = True) -> dict[str, Any]:
+    """Judge a run on the test tasks of its recipe, beside the baselines, and write evaluation.json."""
+    run = Run(path)
+    name, recipe = recipe_of(run)
+    started = time.monotonic()
+    learner = recipe.learner()
+    learner.load_state_dict(run.load_weights(f"{weights}.safetensors"))
+    state = run.load_state()
+    contenders = recipe.contenders() if baselines else []
+    results = []
+    for title, episodes in recipe.protocols().items():
+        entry = _entry(recipe, learner, episodes, recipe.test_steps)
+        compared = {c.name: {**_entry(recipe, c.learner, c.view(episodes), c.steps), **c.about} for c in contenders}
+        unadapted = {**entry, "by_step": entry["by_step"][:1]}
+        entry["baselines"] = {"the same net without adaptation": unadapted, **compared}
+        results.append({"name": title, **entry})
+    content = {
+        "recipe": name,
+        **results[0],
+        "seed": recipe.seed,
+        "iterations": state["step"] if state else 0,
+        "seconds": round(time.monotonic() - started, 1),
+        "other_protocols": results[1:],
+    }
+    run.write_json("evaluation.json", content)
+    return content
+
+
+def _entry(recipe: Recipe, learner: Learner, episodes: Episodes, steps: int) -> dict[str, Any]:
+    protocol = recipe.protocol(episodes)
+    result = evaluate(learner, episodes, metric=recipe.metric, steps=steps, count=recipe.test_episodes)
+    return {**result.to_json(), "protocol": protocol}
+
+
+def recipe_of(run: Run) -> tuple[str, Recipe]:
+    """The recipe that a run was made with."""
+    config = run.read_json("config.json")
+    name = config.pop("recipe", None)
+    if name not in RECIPES:
+        raise InputError(f"{run.path / 'config.json'} names the recipe {name!r}; there are: {', '.join(RECIPES)}")
+    fields = {field.name for field in dataclasses.fields(RECIPES[name])}
+    if unknown := set(config) - fields:
+        raise InputError(f"{run.path / 'config.json'} has the unknown fields {', '.join(sorted(unknown))}")
+    if config.get("root") is not None:
+        config["root"] = Path(config["root"])
+    return name, dataclasses.replace(RECIPES[name], **config)
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    return {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(recipe).items()}
+
+
+def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
+    """Raise `InputError` where the folder holds a run with other settings."""
+    different = [
+        f"{key} {before.get(key)!r} (now {value!r})"
+        for key, value in now.items()
+        if before.get(key) != value and key not in FREE_FIELDS
+    ]
+    if different:
+        raise InputError(f"{out} holds a run with {', '.join(different)}; give the same options or another --out")

@@ -1,0 +1,68 @@
+"""Where a computation first stopped being finite: the inner step and the layer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from fewstep.checks import check_values
+from fewstep.functional import Tensors
+from fewstep.learner import Learner
+from fewstep.task import Batch, Task, map_tensors
+
+
+def where_not_finite(learner: Learner, tasks: Task) -> str:
+    """In words, the first thing that is not finite when `learner` adapts to `tasks` and is judged.
+
+    Looks at the meta-parameters, the tasks, then along the inner steps at the parameters and at each layer's output,
+    at last at the meta-gradient.
+    """
+    for name, value in learner.named_parameters():
+        if not torch.isfinite(value).all():
+            return f"the meta-parameter '{name}' is not finite"
+    check_values(tasks)
+    with torch.no_grad():
+        for step, theta in enumerate(learner.inner_loop(tasks.support, learner.steps)):
+            for name, value in theta.items():
+                if not torch.isfinite(value).all():
+                    return f"after inner step {step} the adapted '{name.removeprefix('model.')}' is not finite"
+            for part, batch in tasks._asdict().items():
+                layer = _layer_not_finite(learner, theta, batch)
+                if layer is not None:
+                    return f"after inner step {step} {layer} is not finite on the {part} set"
+    for name, value in learner.named_parameters():
+        if value.grad is not None and not torch.isfinite(value.grad).all():
+            return f"the meta-gradient of '{name}' is not finite"
+    return "the loss is not finite"
+
+
+def _layer_not_finite(learner: Learner, theta: Tensors, batch: Batch) -> str | None:
+    """The first layer whose output is not finite on any task's batch."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if not found and any(not torch.isfinite(t).all() for t in tree_leaves(output) if isinstance(t, Tensor)):
+            found.append(f"the output of layer '{name}' ({type(module).__name__})")
+
+    leaves = [(name, module) for name, module in learner.model.named_modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(partial(look, name)) for name, module in leaves]
+    own = learner.objective.parameters(learner.objective.adapted[:1])[0]
+    try:
+        for i in range(tree_leaves(batch)[0].shape[0]):
+            one = {
+                name: value[i] if theta[learner.objective.adapted[0]].dim() > own.dim() else value
+                for name, value in theta.items()
+            }
+            loss = learner.objective(one, map_tensors(lambda leaf, i=i: leaf[i], batch))
+            if not found and not torch.isfinite(loss):
+                found.append("the loss")
+            if found:
+                return f"{found[0]} for task {i}"
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return None

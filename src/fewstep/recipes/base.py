@@ -1,0 +1,132 @@
+"""What every experiment has: how a learner is built, trained and judged, and what it is compared with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from fewstep.baselines import Contender
+from fewstep.data.episodes import Episodes
+from fewstep.errors import InputError
+from fewstep.evaluate import Evaluation, evaluate
+from fewstep.functional import Loss
+from fewstep.learner import Learner
+from fewstep.problem import Derivative
+from fewstep.train import Training
+from fewstep.updates import SGD
+
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(ABC):
+    """One experiment. Each field is an option of `fewstep train`."""
+
+    seed: int = 0
+    """Seed of the initial weights and of the training tasks."""
+    iterations: int = 60_000
+    """Meta-updates in all."""
+    meta_batch: int = 32
+    """Tasks per meta-update."""
+    meta_lr: float = 1e-3
+    """Adam's learning rate for the meta-parameters (beta)."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """How the meta learning rate goes over the iterations."""
+    clip: float | None = None
+    """Cut each element of the meta-gradient to this size."""
+    inner_lr: float = 0.01
+    """Learning rate of the inner loop (alpha)."""
+    inner_steps: int = 1
+    """Inner steps in training."""
+    test_steps: int = 10
+    """Inner steps in evaluation."""
+    derivative: Derivative = "exact"
+    """Of the inner gradient: exact is MAML, none is first-order MAML, finite_difference is HF-MAML."""
+    compile: bool = True
+    """Compile the gradients with torch.compile (takes about a minute, once)."""
+    chunk: int | None = None
+    """Tasks at a time; fewer need less memory."""
+    device: str = "cpu"
+    """Device to compute on."""
+    check_every: int = 1000
+    """Iterations between validations; each ends with a checkpoint."""
+    log_every: int = 100
+    """Iterations between logged losses."""
+    validation_episodes: int = 200
+    """Tasks of each validation."""
+    test_episodes: int = 600
+    """Tasks of the evaluation."""
+    evaluation_seed: int = 0
+    """Seed of the validation and test tasks; runs with the same one are judged by the same tasks."""
+
+    metric: ClassVar[str]
+    adapt: ClassVar[str] = "*"
+
+    def __post_init__(self) -> None:
+        counts = ("iterations", "meta_batch", "test_steps", "check_every", "log_every", "validation_episodes",
+                  "test_episodes")  # fmt: skip
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, but {getattr(self, name)} came")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"--device {self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The network at its initialisation; draws from PyTorch's global generator."""
+
+    @property
+    @abstractmethod
+    def loss(self) -> Loss:
+        """The inner and the outer loss, with its reduction."""
+
+    @abstractmethod
+    def episodes(self, split: Split) -> Episodes:
+        """The tasks for training, for validation and for test."""
+
+    @abstractmethod
+    def protocols(self) -> dict[str, Episodes]:
+        """The test tasks by name of the protocol, the paper's own first."""
+
+    @abstractmethod
+    def protocol(self, episodes: Episodes) -> dict[str, Any]:
+        """What decides the meaning of a number measured on `episodes`."""
+
+    @abstractmethod
+    def contenders(self) -> list[Contender]:
+        """The baselines, trained here and now."""
+
+    def initial_model(self) -> nn.Module:
+        """The network that `seed` gives, on its device."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return self.model().to(self.device)
+
+    def learner(self) -> Learner:
+        """The learner before training."""
+        return Learner(self.initial_model(), self.loss, SGD(self.inner_lr), steps=self.inner_steps, adapt=self.adapt,
+                       derivative=self.derivative, chunk=self.chunk, compile=self.compile)  # fmt: skip
+
+    def training(self) -> Training:
+        """The settings of the outer loop."""
+        return Training(iterations=self.iterations, lr=self.meta_lr, schedule=self.schedule, clip=self.clip,
+                        check_every=self.check_every, log_every=self.log_every)  # fmt: skip
+
+    def validate(self, learner: Learner) -> Evaluation:
+        """Judge the learner on held-out tasks."""
+        episodes = self.episodes("validation")
+        return evaluate(learner, episodes, metric=self.metric, steps=self.test_steps, count=self.validation_episodes)
+
+    def seed_of(self, split: Split) -> int:
+        """Different tasks in each split; those to judge by do not depend on the training seed."""
+        return {
+            "train": 3 * self.seed,
+            "validation": 3 * self.evaluation_seed + 1,
+            "test": 3 * self.evaluation_seed + 2,
+        }[split]

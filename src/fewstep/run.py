@@ -1,0 +1,119 @@
+"""The folder of one run: its configuration, metrics, weights and state, each written whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from fewstep.errors import InputError
+
+
+class Run:
+    """A run's folder.
+
+    config.json         the recipe and its fields
+    metrics.jsonl       one line per logged event of training
+    model.safetensors   the last weights;  best.safetensors: those with the best validation result
+    trainer.pt          everything that goes on from the last checkpoint
+    evaluation.json     the result on test tasks
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / "config.json").exists()
+
+    def write(self, name: str, data: bytes) -> Path:
+        """Write a file so that it is there whole or not at all, whenever the process is killed or the disk full."""
+        target = self.path / name
+        part = target.with_name(f".{target.name}.{os.getpid()}.part")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise InputError(
+                f"cannot write {target}: {error.strerror}; what was saved before is intact. Free space or choose "
+                "another --out, and run the same command again"
+            ) from error
+        return target
+
+    def write_json(self, name: str, content: Any) -> Path:
+        return self.write(name, (json.dumps(content, indent=2) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file of the run; `InputError` where it is missing or damaged."""
+        with self._reading(name) as path:
+            return json.loads(path.read_text())
+
+    def save_weights(self, name: str, state: Mapping[str, Tensor]) -> None:
+        self.write(name, safetensors.torch.save({key: value.detach().cpu().clone() for key, value in state.items()}))
+
+    def load_weights(self, name: str) -> dict[str, Tensor]:
+        with self._reading(name) as path:
+            return dict(safetensors.torch.load(path.read_bytes()))
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.write("trainer.pt", buffer.getvalue())
+
+    def load_state(self) -> dict[str, Any] | None:
+        """What `save_state` saved last, or None."""
+        if not (self.path / "trainer.pt").exists():
+            return None
+        with self._reading("trainer.pt") as path:
+            state: dict[str, Any] = torch.load(path, weights_only=True)
+        return state
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        try:
+            with (self.path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The logged events; a line cut short by a kill is left out."""
+        path = self.path / "metrics.jsonl"
+        events = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                events.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return events
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the events of steps that will be done again."""
+        kept = [event for event in self.metrics() if event["step"] <= step]
+        self.write("metrics.jsonl", "".join(json.dumps(event) + "\n" for event in kept).encode())
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        path = self.path / name
+        if not path.exists():
+            raise InputError(f"{path} is not there; is {self.path} the folder of a run (fewstep train ... --out RUN)?")
+        try:
+            yield path
+        except (ValueError, RuntimeError, EOFError, KeyError, OSError, SafetensorError) as error:
+            raise InputError(
+                f"{path} is damaged ({type(error).__name__}); delete it, or the run's folder, and train again"
+            ) from error
