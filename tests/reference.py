@@ -26,7 +26,7 @@ def naive_losses(
     losses = []
     for i in range(tasks.size):
         (support_x, support_y), (query_x, query_y) = map_tensors(lambda leaf, i=i: leaf[i], tasks)  # type: ignore[misc]
-        theta = dict(model.named_parameters())
+        theta: dict[str, Tensor] = dict(model.named_parameters())
         for _ in range(steps):
             value = loss(functional_call(model, theta, (support_x,)), support_y)
             grads = torch.autograd.grad(value, [theta[name] for name in adapted], create_graph=not first_order)
@@ -43,4 +43,4 @@ def meta_gradient(losses: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
 def relative_error(value: Tensor, truth: Tensor) -> float:
     """|value - truth| / |truth| of whole vectors: a single leaf can have a true gradient of 0."""
-    return float((value - truth).norm() / truth.norm())
+    return float(((value - truth).norm() / truth.norm()).detach())

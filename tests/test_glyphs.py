@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from fewstep.data.episodes import ClassEpisodes
-from fewstep.data.glyphs import ALIKE, build, candidates, distinct, examples, glyphs, resemblance, split_of
+from fewstep.data.glyphs import ALIKE, build, candidates, distinct, examples, load_glyphs, resemblance, split_of
 from fewstep.errors import InputError
 
 
 @pytest.fixture(scope="module")
 def tables() -> dict[str, Tensor]:
     """All three splits; from the user's cache where it holds them."""
-    return {"train": glyphs("train"), "validation": glyphs("validation"), "test": glyphs("test")}
+    return {"train": load_glyphs("train"), "validation": load_glyphs("validation"), "test": load_glyphs("test")}
 
 
 def test_counts(tables: dict[str, Tensor]) -> None:
@@ -91,21 +91,21 @@ def test_scripts_are_whole() -> None:
 def test_other_sizes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path))
     monkeypatch.setattr("fewstep.data.glyphs.candidates", lambda: list("ABCDЖЯשԱԲ"))
-    small = glyphs("train", size=14)
+    small = load_glyphs("train", size=14)
     assert small.shape == (4, 20, 1, 14, 14)
-    assert len(glyphs("test", size=14)) == 2
+    assert len(load_glyphs("test", size=14)) == 2
     assert (small > 127).flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("size", [0, 7, 1000])
 def test_unusable_size(size: int) -> None:
     with pytest.raises(InputError, match=f"size must be 8 to 128 pixels, but {size} came"):
-        glyphs("train", size=size)
+        load_glyphs("train", size=size)
 
 
 def test_unknown_split() -> None:
     with pytest.raises(InputError, match="split must be 'train' or 'validation' or 'test', but 'dev' came"):
-        glyphs("dev")  # type: ignore[arg-type]
+        load_glyphs("dev")  # type: ignore[arg-type]
 
 
 def test_episodes_of_glyphs(tables: dict[str, Tensor]) -> None:

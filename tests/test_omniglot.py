@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fewstep.data import omniglot as module
 from fewstep.data.cache import Arrays, cache_folder, cached_arrays, data_folders, fetch
-from fewstep.data.omniglot import decode, find_halves, omniglot, open_files
+from fewstep.data.omniglot import decode, find_halves, load_omniglot, open_files
 from fewstep.errors import InputError
 
 SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validation", "test")
@@ -50,7 +50,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def nearest(data_root: Path, cache: Path) -> Arrays:
     """All pictures, as `omniglot` leaves them in the cache."""
-    omniglot("train", root=data_root)
+    load_omniglot("train", root=data_root)
     (path,) = cache.glob("omniglot-nearest-*.npz")
     with np.load(path) as table:
         return dict(table)
@@ -122,17 +122,17 @@ def test_nearest_is_what_the_authors_feed(nearest: Arrays, data_root: Path) -> N
 
 
 def test_authors_splits(data_root: Path, nearest: Arrays) -> None:
-    parts = {split: omniglot(split, root=data_root) for split in SPLITS}
+    parts = {split: load_omniglot(split, root=data_root) for split in SPLITS}
     assert [tuple(part.shape) for part in parts.values()] == [(n, 20, 1, 28, 28) for n in (1100, 100, 423)]
     assert all(part.dtype == torch.uint8 for part in parts.values())
     digests = [{picture.numpy().tobytes() for picture in part} for part in parts.values()]
     assert len(set.union(*digests)) == 1623  # distinct pictures, so distinct characters: no split shares one
     assert set.union(*digests) == {picture.tobytes() for picture in nearest["images"]}
-    assert not torch.equal(parts["validation"], omniglot("validation", root=data_root, split_seed=2))
+    assert not torch.equal(parts["validation"], load_omniglot("validation", root=data_root, split_seed=2))
 
 
 def test_vinyals_splits(data_root: Path, nearest: Arrays) -> None:
-    parts = [omniglot(split, splits="vinyals", root=data_root) for split in SPLITS]
+    parts = [load_omniglot(split, splits="vinyals", root=data_root) for split in SPLITS]
     assert [len(part) for part in parts] == [4 * 1028, 4 * 172, 4 * 423]
     upright = [{picture.numpy().tobytes() for picture in part[::4]} for part in parts]
     assert set.union(*upright) == {picture.tobytes() for picture in nearest["images"]}
@@ -157,9 +157,9 @@ def test_antialias_is_graded(data_root: Path, nearest: Arrays) -> None:
 
 
 def test_decoded_once(data_root: Path, cache: Path, nearest: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = omniglot("test", root=data_root)
+    expected = load_omniglot("test", root=data_root)
     monkeypatch.setattr(module, "decode", lambda *_: pytest.fail("decoded again"))
-    assert torch.equal(omniglot("test", root=data_root), expected)
+    assert torch.equal(load_omniglot("test", root=data_root), expected)
     assert not list(cache.glob("*.part"))
 
 
@@ -194,7 +194,7 @@ def test_download(bare: Path, server: tuple[str, Path], monkeypatch: pytest.Monk
         "images_evaluation.zip",
     ]
     with pytest.raises(InputError, match="expected 1623 characters of 20 drawings, got 4 characters"):
-        omniglot("train")
+        load_omniglot("train")
 
 
 def test_download_of_the_vinyals_lists(bare: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,16 +207,16 @@ def test_download_of_the_vinyals_lists(bare: Path, server: tuple[str, Path], mon
     monkeypatch.setattr(module, "decode", partial(decode, characters=4))
     root = tiny(bare / "mine")
     images = torch.from_numpy(table(root)["images"])[:, :, None]
-    found = omniglot("validation", splits="vinyals", root=root)
+    found = load_omniglot("validation", splits="vinyals", root=root)
     assert torch.equal(found, torch.stack([torch.rot90(images[3], 1, (-2, -1)), images[0]]))
     with pytest.raises(InputError, match=r"no splits_vinyals/train\.txt in .*; put it there"):
-        omniglot("train", splits="vinyals", root=root, download=False)
+        load_omniglot("train", splits="vinyals", root=root, download=False)
 
 
 def test_wrong_hash(bare: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_OMNIGLOT_URL", server[0])
     with pytest.raises(InputError, match=r"images_background\.zip could not be downloaded .*hash") as raised:
-        omniglot("train")
+        load_omniglot("train")
     assert "\n" not in str(raised.value)
     assert not list((cache_folder() / "omniglot").iterdir())
 
@@ -230,14 +230,14 @@ def test_no_server(bare: Path, server: tuple[str, Path], url: str | None) -> Non
 
 def test_missing(bare: Path) -> None:
     with pytest.raises(InputError, match=r"no Omniglot in .*cache/omniglot; .*FEWSTEP_DATA.*http://127.0.0.1:9"):
-        omniglot("train", download=False)
+        load_omniglot("train", download=False)
     with pytest.raises(InputError, match="no Omniglot in"):  # a folder was named: nothing is downloaded instead
-        omniglot("train", root=bare)
+        load_omniglot("train", root=bare)
     with pytest.raises(InputError, match=r"root names .*absent, which is no folder"):
-        omniglot("train", root=bare / "absent")
+        load_omniglot("train", root=bare / "absent")
     (tiny(bare / "half") / "images_evaluation.zip").unlink()
     with pytest.raises(InputError, match=r"holds images_background\.zip alone"):
-        omniglot("train", root=bare / "half")
+        load_omniglot("train", root=bare / "half")
 
 
 def test_environment_names_no_folder(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +269,7 @@ def test_damaged_picture(bare: Path) -> None:
 
 def test_incomplete(bare: Path) -> None:
     with pytest.raises(InputError, match="expected 1623 characters of 20 drawings, got 4 characters"):
-        omniglot("train", root=tiny(bare / "few"))
+        load_omniglot("train", root=tiny(bare / "few"))
     with pytest.raises(InputError, match="got 19 drawings of Angelic/character01"):
         table(tiny(bare / "fewer", drawers=19))
 
@@ -278,7 +278,7 @@ def test_incomplete(bare: Path) -> None:
 def test_unknown_option(option: str) -> None:
     options: dict[str, Any] = {"split": "train", option: "other"}
     with pytest.raises(InputError, match=f"{option} must be '.*' or '.*', but 'other' came"):
-        omniglot(**options)
+        load_omniglot(**options)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut", None])

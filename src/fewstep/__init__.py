@@ -1,11 +1,15 @@
 """fewstep: models that learn in a few gradient steps. MAML and its family for any PyTorch module and loss."""
 
+from importlib.metadata import version
+
 from fewstep import data, losses, models
 from fewstep.algorithms import fomaml, hf_maml, maml
 from fewstep.errors import DivergenceError, FewstepError, InputError
 from fewstep.functional import use_batch_statistics
 from fewstep.learner import Learner, Point
 from fewstep.task import Task
+
+__version__ = version("fewstep")
 
 __all__ = [
     "DivergenceError",

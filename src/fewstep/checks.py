@@ -57,7 +57,9 @@ def guard(objective: Objective, tasks: Task) -> Iterator[None]:
         yield
     except FewstepError:
         raise
-    except Exception:
+    except Exception as error:
+        if "mutate a captured Tensor" in str(error):
+            raise InputError(objective.written_buffers(list(written))) from error
         check_values(tasks)
         for name, batch in tasks._asdict().items():
             if is_pair(batch):

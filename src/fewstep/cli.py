@@ -3,33 +3,152 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
 import io
 import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
+from rich.console import Console
 
-from fewstep.commands import evaluate_run, list_names, report_run, train_run
+import fewstep
+from fewstep.algorithms import __all__ as algorithms
+from fewstep.commands import evaluate_run, train_run
+from fewstep.data import DATASETS
 from fewstep.errors import FewstepError, InputError
-from fewstep.recipes import RECIPES
+from fewstep.recipes import RECIPES, Recipe
+from fewstep.report import report_run
+from fewstep.tables import table
+
+T = TypeVar("T")
+
+USAGE = """usage: fewstep train RECIPE [--field value ...] [--out RUN]   train, or go on with what is in RUN
+       fewstep evaluate RUN                                  judge it on test tasks, beside baselines
+       fewstep report RUN                                    tables and plots
+       fewstep list recipes|algorithms|datasets              what there is
+Each command tells its options with --help; `fewstep train RECIPE --help` tells every setting of a recipe."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command; a mistake of the user's is one line and exit code 2, Ctrl-C is 130."""
+    """Run a command. A mistake that the user can mend is one line and exit code 2; Ctrl-C is 130."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = lambda message, *_: print(f"fewstep: {message}", file=sys.stderr)
     try:
-        run = _parse(arguments)
-        run()
+        _run(arguments)
     except FewstepError as error:
-        print(f"fewstep: {error}", file=sys.stderr)
+        print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("fewstep: stopped; the same command goes on from here", file=sys.stderr)
+        print("fewstep: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+def _run(arguments: list[str]) -> None:
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("-h", "--help"):
+        print(USAGE)
+    elif command == "--version":
+        print(f"fewstep {fewstep.__version__}")
+    else:
+        COMMANDS[_known("command", command, list(COMMANDS))](rest)
+
+
+def _train(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: fewstep train RECIPE [--field value ...] [--out RUN]\n")
+        _list(["recipes"])
+        return
+    name = _known("recipe", arguments[0], list(RECIPES))
+    recipe, out = _train_options(name, arguments[1:])
+    train_run(name, recipe, out)
+
+
+def _train_options(name: str, arguments: list[str]) -> tuple[Recipe, Path]:
+    recipe = RECIPES[name]
+    folder = Annotated[Path, tyro.conf.arg(help="Folder of the run; a run that is there goes on.")]
+    options = make_dataclass(
+        "Train", [("recipe", type(recipe), field(default=recipe)), ("out", folder, field(default=Path("runs") / name))]
+    )
+    chosen: Any = _parsed(options, f"fewstep train {name}", arguments)
+    return chosen.recipe, chosen.out
+
+
+@dataclass(frozen=True)
+class _Evaluate:
+    """Judge a run on the test tasks of its recipe, beside the baselines, and write evaluation.json."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    weights: Literal["best", "model"] = "best"
+    """The weights that were best in validation, or the last ones."""
+    baselines: bool = True
+    """Also train (once) and judge the baselines."""
+
+
+def _evaluate(arguments: list[str]) -> None:
+    options = _parsed(_Evaluate, "fewstep evaluate", arguments)
+    evaluation = evaluate_run(options.run, options.weights, options.baselines)
+    console = Console()
+    for protocol in (evaluation, *evaluation["other_protocols"]):
+        console.print(table({**evaluation, **protocol}))
+    print(options.run / "evaluation.json")
+
+
+@dataclass(frozen=True)
+class _Report:
+    """Draw the plots of a run and write report.md."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+
+
+def _report(arguments: list[str]) -> None:
+    for path in report_run(_parsed(_Report, "fewstep report", arguments).run):
+        print(path)
+
+
+def _list(arguments: list[str]) -> None:
+    what = _known("list", arguments[0] if arguments else "", ["recipes", "algorithms", "datasets"])
+    entries = {
+        "recipes": {name: recipe.summary for name, recipe in RECIPES.items()},
+        "algorithms": {name: getattr(fewstep, name).__doc__ for name in algorithms},
+        "datasets": {name: source.__doc__ for name, source in DATASETS.items()},
+    }[what]
+    width = max(map(len, entries))
+    for name, text in entries.items():
+        print(f"{name:{width}}  {(text or '').strip().splitlines()[0]}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "list": _list,
+}
+
+
+def _known(kind: str, name: str, names: list[str]) -> str:
+    """`name` if it is one of `names`, else an error that proposes the nearest."""
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise InputError(f"unknown {kind} {name!r}; {hint}There are: {', '.join(names)}")
+
+
+def _parsed(what: type[T], program: str, arguments: list[str]) -> T:
+    """The options as tyro reads them; its boxed error message becomes one line."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(what, prog=program, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        words = re.sub(r"[─-╿]+|\x1b\[[0-9;]*m", " ", errors.getvalue())
+        raise InputError(f"{' '.join(words.split())}") from None

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.baselines import Contender
+from fewstep.baselines import Contender, contend
 from fewstep.data.episodes import Episodes
 from fewstep.errors import InputError
-from fewstep.evaluate import Evaluation, evaluate
+from fewstep.evaluate import evaluate
 from fewstep.learner import Learner
 from fewstep.progress import narrate, progress
 from fewstep.recipes import RECIPES, Recipe
@@ -19,7 +19,7 @@ from fewstep.run import Run
 from fewstep.train import train
 
 # Fields that may change when a run is taken up again.
-FREE_FIELDS = {"iterations", "log_every", "test_episodes", "pretrain_iterations", "ablations", "root"}
+FREE_FIELDS = {"iterations", "device", "log_every", "test_episodes", "pretrain_iterations", "ablations", "root"}
 
 
 def train_run(name: str, recipe: Recipe, out: Path) -> None:
@@ -46,24 +46,38 @@ def evaluate_run(path: Path, weights: str = "best", baselines: bool = True) -> d
     learner = recipe.learner()
     learner.load_state_dict(run.load_weights(f"{weights}.safetensors"))
     state = run.load_state()
-    contenders = recipe.contenders() if baselines else []
+    trained = 0 if state is None else state["step"] if weights == "model" else state["best"]["step"]
+    contenders = contenders_of(recipe, run) if baselines else []
     results = []
     for title, episodes in recipe.protocols().items():
         entry = _entry(recipe, learner, episodes, recipe.test_steps)
-        compared = {c.name: {**_entry(recipe, c.learner, c.view(episodes), c.steps), **c.about} for c in contenders}
         unadapted = {**entry, "by_step": entry["by_step"][:1]}
-        entry["baselines"] = {"the same net without adaptation": unadapted, **compared}
+        entry["baselines"] = {"the same net without adaptation": unadapted}
+        for c in contenders:
+            judged = _entry(recipe, c.learner, c.baseline.view(episodes), c.baseline.steps)
+            judged["protocol"]["inner_lr"] = c.about.get("fine_tuning_lr")
+            entry["baselines"][c.baseline.name] = {**judged, **c.about}
         results.append({"name": title, **entry})
     content = {
         "recipe": name,
         **results[0],
         "seed": recipe.seed,
-        "iterations": state["step"] if state else 0,
+        "iterations": trained,
+        "weights": weights,
         "seconds": round(time.monotonic() - started, 1),
         "other_protocols": results[1:],
     }
     run.write_json("evaluation.json", content)
     return content
+
+
+def contenders_of(recipe: Recipe, run: Run) -> list[Contender]:
+    """The recipe's baselines: out of the run's folder, or trained and kept there."""
+    validation = recipe.episodes("validation")
+    return [
+        contend(baseline, run, recipe.loss, validation, recipe.metric, adapt=recipe.adapt)
+        for baseline in recipe.baselines()
+    ]
 
 
 def _entry(recipe: Recipe, learner: Learner, episodes: Episodes, steps: int) -> dict[str, Any]:

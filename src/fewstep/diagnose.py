@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from fewstep.checks import check_values
 from fewstep.functional import Tensors
 from fewstep.learner import Learner
-from fewstep.task import Batch, Task, map_tensors
+from fewstep.task import Batch, Task, map_tensors, task_count
 
 
 def where_not_finite(learner: Learner, tasks: Task) -> str:
@@ -27,8 +28,8 @@ def where_not_finite(learner: Learner, tasks: Task) -> str:
     check_values(tasks)
     with torch.no_grad():
         for step, theta in enumerate(learner.inner_loop(tasks.support, learner.steps)):
-            for name, value in theta.items():
-                if not torch.isfinite(value).all():
+            for name, own in theta.items():
+                if not torch.isfinite(own).all():
                     return f"after inner step {step} the adapted '{name.removeprefix('model.')}' is not finite"
             for part, batch in tasks._asdict().items():
                 layer = _layer_not_finite(learner, theta, batch)
@@ -50,18 +51,13 @@ def _layer_not_finite(learner: Learner, theta: Tensors, batch: Batch) -> str | N
 
     leaves = [(name, module) for name, module in learner.model.named_modules() if not list(module.children())]
     hooks = [module.register_forward_hook(partial(look, name)) for name, module in leaves]
-    own = learner.objective.parameters(learner.objective.adapted[:1])[0]
     try:
-        for i in range(tree_leaves(batch)[0].shape[0]):
-            one = {
-                name: value[i] if theta[learner.objective.adapted[0]].dim() > own.dim() else value
-                for name, value in theta.items()
-            }
-            loss = learner.objective(one, map_tensors(lambda leaf, i=i: leaf[i], batch))
+        for task in range(task_count(batch)):
+            loss = learner.objective(learner.of_task(theta, task), map_tensors(itemgetter(task), batch))
             if not found and not torch.isfinite(loss):
                 found.append("the loss")
             if found:
-                return f"{found[0]} for task {i}"
+                return f"{found[0]} for task {task}"
     finally:
         for hook in hooks:
             hook.remove()

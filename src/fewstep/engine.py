@@ -42,6 +42,10 @@ class Engine:
         if self.chunk is not None and self.chunk < 1:
             raise InputError(f"tasks per chunk must be at least 1, but {self.chunk} came")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts anew: what is remembered here belongs to one model."""
+        return {**self.__dict__, "_batched_functions": {}}
+
     @property
     def differentiate(self) -> GradAndValue:
         """The gradient that goes with the method: torch.func under vmap, plain autograd in the loop."""
@@ -101,7 +105,9 @@ def _compiled(function: Function) -> Function:
 
     # Dynamo counts recompilations by code object: a copy of its own keeps one function from using up another's.
     function.__code__ = function.__code__.replace()
-    options = {"fallback_random": True}  # so that a recomputation draws the numbers that the forward pass drew
+    options: dict[str, Any] = {
+        "fallback_random": True
+    }  # so that a recomputation draws the numbers that the forward pass drew
     compiled: Function = torch.compile(function, fullgraph=True, dynamic=False, options=options)
     failed = False
 

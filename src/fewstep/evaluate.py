@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from math import ceil, sqrt
+from math import ceil, inf, isfinite, sqrt
 from typing import Any
 
 import torch
@@ -61,11 +61,17 @@ class Evaluation:
         return self.by_step[-1]
 
     @property
-    def higher_is_better(self) -> bool:
-        return self.metric == "accuracy"
+    def worth(self) -> float:
+        """The last mean as a number that is better when higher; a diverged result is worst."""
+        value = self.last.mean if self.metric == "accuracy" else -self.last.mean
+        return value if isfinite(value) else -inf
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; a mean that is not finite is null."""
+        content = asdict(self)
+        for point in content["by_step"]:
+            point.update({key: None for key in ("mean", "ci95") if not isfinite(point[key])})
+        return content
 
 
 def evaluate(

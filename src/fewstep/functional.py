@@ -78,18 +78,23 @@ class Objective:
             if module.training and module.running_mean is not None:
                 raise InputError(
                     f"{type(module).__name__} '{name}' keeps running statistics, which would mix the tasks of an inner "
-                    "loop; call fewstep.use_batch_statistics(model) to normalise by the batch at hand, or put the model "
-                    "in eval mode to keep the statistics that it has"
+                    "loop; call fewstep.use_batch_statistics(model) to normalise by the batch at hand, or put the "
+                    "model in eval mode to keep the statistics that it has"
                 )
 
     def check_buffers(self, before: dict[str, int]) -> None:
         """Raise `InputError` where a forward pass wrote to a buffer: recomputing it would give another result."""
-        for name, version in self.buffer_versions().items():
-            if version != before.get(name, version):
-                raise InputError(
-                    f"the model writes to its buffer '{name.removeprefix('model.')}' in its forward pass, which would "
-                    "make meta-gradients wrong; return a new tensor instead or put that module in eval mode"
-                )
+        changed = [name for name, version in self.buffer_versions().items() if version != before.get(name, version)]
+        if changed:
+            raise InputError(self.written_buffers(changed))
+
+    def written_buffers(self, names: Sequence[str]) -> str:
+        """What to say of a forward pass that writes to one of these buffers."""
+        listed = ", ".join(f"'{name.removeprefix('model.')}'" for name in names)
+        return (
+            f"the model writes to its buffer {listed} in its forward pass, which would make meta-gradients wrong; "
+            "return a new tensor instead, or put that module in eval mode"
+        )
 
 
 class _LossOf(nn.Module):

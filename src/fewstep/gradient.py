@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from fewstep.errors import InputError
 from fewstep.finite_difference import scaled, two_sided
 from fewstep.problem import Problem
 from fewstep.replay import Moment
@@ -27,13 +27,13 @@ Gradients = tuple[Tensor | None, ...]
 
 def inner_gradient(problem: Problem, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """The loss [B] and its gradients by the adapted tensors [B, ...]; both can be differentiated once."""
-    loss, *gradients = _InnerGradient.apply(problem, *tensors)
+    loss, *gradients = _InnerGradient.apply(problem, *tensors)  # type: ignore[no-untyped-call]
     return loss, gradients
 
 
 def task_loss(problem: Problem, tensors: Sequence[Tensor]) -> Tensor:
     """The loss [B] of each task; it can be differentiated once."""
-    loss: Tensor = _TaskLoss.apply(problem, *tensors)
+    loss: Tensor = _TaskLoss.apply(problem, *tensors)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -47,9 +47,10 @@ class _InnerGradient(torch.autograd.Function):
         return tuple(problem.gradient(tensors, problem.theta))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, c: Tensor | None, *v: Tensor | None) -> Gradients:
-        problem, moment, tensors = ctx.problem, ctx.moment, ctx.saved_tensors
+        _refuse_twice()
+        problem: Problem = ctx.problem
+        moment, tensors = ctx.moment, ctx.saved_tensors
         if problem.derivative == "none":
             v = (None,) * len(v)
         if c is None and all(part is None for part in v):
@@ -63,21 +64,22 @@ class _InnerGradient(torch.autograd.Function):
             with moment.again():
                 _, *grads = problem.product(tensors, along, wanted, c, u, per_task=False)
         else:
-            (_, *mean), (_, *slope) = two_sided(problem, tensors, along, u, wanted, moment)
-            each = [scaled(c, m) + s for m, s in zip(mean, slope, strict=True)]
+            mean, slope = two_sided(problem, tensors, along, u, wanted, moment)
+            each = [scaled(c, m) + s for m, s in zip(mean[1:], slope[1:], strict=True)]
             grads = [part if problem.task_axis[i] else part.sum(0) for i, part in zip(wanted, each, strict=True)]
         return (None, *_at(wanted, grads, len(tensors)))
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        problem, moment, tensors = ctx.problem, ctx.moment, ctx.saved_tensors
+        problem: Problem = ctx.problem
+        moment, tensors = ctx.moment, ctx.saved_tensors
         moving = tuple(i for i, tangent in enumerate(tangents) if tangent is not None)
         u = [tangent.contiguous() for tangent in tangents if tangent is not None]
         if problem.derivative == "exact":
             with moment.again():
                 zero = tensors[0].new_zeros(tensors[-1].shape[0])
                 return tuple(problem.product(tensors, moving, problem.theta, zero, u, per_task=True))
-        _, (slope, *gradients) = two_sided(problem, tensors, moving, u, problem.theta, moment)
+        slope, *gradients = two_sided(problem, tensors, moving, u, problem.theta, moment)[1]
         if problem.derivative == "none":
             gradients = [torch.zeros_like(gradient) for gradient in gradients]
         return (slope, *gradients)
@@ -96,8 +98,8 @@ class _TaskLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, c: Tensor) -> Gradients:
+        _refuse_twice()
         axis = ctx.problem.task_axis
         grads = [
             scaled(c, gradient) if axis[i] else torch.tensordot(c, gradient, dims=([0], [0]))
@@ -113,6 +115,12 @@ class _TaskLoss(torch.autograd.Function):
             if (tangent := tangents[i]) is not None
         ]
         return torch.stack(slopes).sum(0)
+
+
+def _refuse_twice() -> None:
+    """A backward pass with create_graph=True would go on without the derivatives that it is asked to keep."""
+    if torch.is_grad_enabled():
+        raise InputError("a meta-gradient can be differentiated once only; leave out create_graph=True")
 
 
 def _at(positions: Sequence[int], values: Sequence[Tensor], length: int) -> Gradients:

@@ -107,11 +107,11 @@ class Learner(nn.Module):
         frozen = {id(value): value for value in self.model.parameters() if not value.requires_grad}
         adapted = copy.deepcopy(self.model, memo=frozen)  # a frozen base is shared, not copied
         own = {f"model.{name}": value for name, value in adapted.named_parameters()}
-        for name, value in theta.items():
+        for name, value in self.of_task(theta, 0).items():
             if not torch.isfinite(value).all():
                 check_values(Task(support, support))
                 raise DivergenceError(f"'{name[6:]}' is not finite after adaptation; lower the inner learning rate")
-            own[name].data = value.detach().reshape(own[name].shape).clone()
+            own[name].data = value.detach().clone()
         return adapted
 
     @torch.no_grad()
@@ -130,10 +130,17 @@ class Learner(nn.Module):
         """The loss of `batch` at `theta`, and the tensors that it is a function of."""
         shared = self.objective.parameters(self.objective.shared)
         leaves, form = tree_flatten(batch)
-        own = self.objective.parameters(self.objective.adapted[:1])
-        stacked = theta[self.objective.adapted[0]].dim() > own[0].dim()
-        problem = Problem(self.objective, self.engine, self.derivative, stacked, form, len(leaves))
+        problem = Problem(self.objective, self.engine, self.derivative, self.is_stacked(theta), form, len(leaves))
         return problem, [*theta.values(), *shared, *leaves]
+
+    def is_stacked(self, theta: Tensors) -> bool:
+        """Whether adapted parameters have a task axis: at the start of adaptation they have none."""
+        name = self.objective.adapted[0]
+        return theta[name].dim() > self.objective.parameters([name])[0].dim()
+
+    def of_task(self, theta: Tensors, task: int) -> Tensors:
+        """The adapted parameters of one task, without a task axis."""
+        return {name: value[task] for name, value in theta.items()} if self.is_stacked(theta) else theta
 
     def _steps(self, steps: int | None) -> int:
         return self.steps if steps is None else _not_negative(steps)

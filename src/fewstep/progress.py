@@ -50,4 +50,4 @@ def progress(total: int, *, done: int = 0) -> Iterator[Report]:
 
 def narrate(text: str) -> None:
     """One line to a person, on standard error."""
-    Console(stderr=True).print(text, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)

@@ -21,6 +21,7 @@ from fewstep.learner import Learner
 from fewstep.run import Run
 
 Event = dict[str, Any]
+Best = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +83,11 @@ def train(
                 _log(run, report, {"step": step, "loss": loss.item(), "seconds": round(time.monotonic() - started, 2)})
             if step % training.check_every == 0 or at_end:
                 result = validate(learner)
-                value = result.last.mean
-                if best is None or (value > best if result.higher_is_better else value < best):
-                    best = value
+                if best is None or result.worth > best["worth"]:
+                    best = {"step": step, "worth": result.worth}
                     run.save_weights("best.safetensors", learner.state_dict())
-                by_step = [round(point.mean, 6) for point in result.by_step]
-                _log(run, report, {"step": step, f"validation_{result.metric}": by_step, "best": best})
+                by_step = [point["mean"] for point in result.to_json()["by_step"]]
+                _log(run, report, {"step": step, f"validation_{result.metric}": by_step, "best_step": best["step"]})
             if step % training.check_every == 0 or at_end or stop.is_set():
                 _save(learner, optimizer, run, step, best, time.monotonic() - started)
             if stop.is_set():
@@ -100,7 +100,7 @@ def _log(run: Run, report: Callable[[Event], None], event: Event) -> None:
 
 
 def _save(
-    learner: Learner, optimizer: torch.optim.Optimizer, run: Run, step: int, best: float | None, seconds: float
+    learner: Learner, optimizer: torch.optim.Optimizer, run: Run, step: int, best: Best | None, seconds: float
 ) -> None:
     state: dict[str, Any] = {
         "step": step,
@@ -116,7 +116,7 @@ def _save(
     run.save_weights("model.safetensors", learner.state_dict())
 
 
-def _resume(learner: Learner, optimizer: torch.optim.Optimizer, run: Run) -> tuple[int, float | None, float]:
+def _resume(learner: Learner, optimizer: torch.optim.Optimizer, run: Run) -> tuple[int, Best | None, float]:
     """Set everything to the run's last checkpoint: its step, best validation result and seconds spent."""
     state = run.load_state()
     if state is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,38 +12,64 @@ from fewstep.data.episodes import Episodes
 from fewstep.evaluate import evaluate
 from fewstep.functional import Loss
 from fewstep.learner import Learner
+from fewstep.run import Run
 from fewstep.updates import SGD
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A learner under a name; `view` turns the test episodes into what it is given (the oracle sees more)."""
+class Baseline:
+    """How a net to compare with comes about.
+
+    build : gives the net before training;  train : trains it in place and returns what is worth telling of it
+    settings : everything that `train` depends on, so that a net trained with other settings is not taken for this one
+    steps : of fine-tuning, at the best of `rates`;  view : turns the test episodes into what this net is given
+    """
 
     name: str
-    learner: Learner
+    build: Callable[[], nn.Module]
+    train: Callable[[nn.Module], Mapping[str, Any]]
+    settings: Mapping[str, Any]
     steps: int
-    about: dict[str, Any] = field(default_factory=dict)
+    rates: Sequence[float] = (1.0,)
     view: Callable[[Episodes], Episodes] = lambda episodes: episodes
 
+    @property
+    def file(self) -> str:
+        return "baselines/" + "".join(c if c.isalnum() else "-" for c in self.name)
 
-def tuned(
-    name: str,
-    model: nn.Module,
-    loss: Loss,
-    validation: Episodes,
-    *,
-    rates: Sequence[float],
-    steps: int,
-    metric: str,
-    episodes: int = 100,
-    **options: Any,
+
+@dataclass(frozen=True)
+class Contender:
+    """A trained baseline, ready to adapt."""
+
+    baseline: Baseline
+    learner: Learner
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def contend(
+    baseline: Baseline, run: Run, loss: Loss, validation: Episodes, metric: str, *, episodes: int = 100, **options: Any
 ) -> Contender:
-    """`model` fine-tuned by gradient descent, at the one of `rates` that is best after `steps` on validation tasks."""
+    """The baseline's net out of the run's folder, or trained and kept there; then the choice of its rate.
+
+    options : as for `Learner`
+    """
+    model = baseline.build()
+    settings = dict(baseline.settings)
+    known = run.read_json(f"{baseline.file}.json") if (run.path / f"{baseline.file}.json").exists() else None
+    if known is not None and known["settings"] == settings:
+        model.load_state_dict(run.load_weights(f"{baseline.file}.safetensors"))
+        told = known["told"]
+    else:
+        told = dict(baseline.train(model))
+        run.save_weights(f"{baseline.file}.safetensors", model.state_dict())
+        run.write_json(f"{baseline.file}.json", {"settings": settings, "told": told})
     results = []
-    for rate in rates:
-        learner = Learner(model, loss, SGD(rate), steps=steps, **options)
-        result = evaluate(learner, validation, metric=metric, steps=steps, count=episodes)
-        value = result.last.mean if result.last.mean == result.last.mean else float("inf")  # NaN is worst
-        results.append((-value if result.higher_is_better else value, rate, learner))
-    _, rate, learner = min(results, key=lambda entry: entry[0])
-    return Contender(name, learner, steps, {"fine_tuning_lr": rate})
+    for rate in baseline.rates:
+        learner = Learner(model, loss, SGD(rate), steps=baseline.steps, **options)
+        if len(baseline.rates) == 1:
+            return Contender(baseline, learner, {**told, "training": settings})
+        result = evaluate(learner, validation, metric=metric, steps=baseline.steps, count=episodes)
+        results.append((result.worth, rate, learner))
+    _, rate, learner = max(results, key=lambda entry: entry[0])
+    return Contender(baseline, learner, {**told, "training": settings, "fine_tuning_lr": rate})

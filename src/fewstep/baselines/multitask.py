@@ -1,4 +1,4 @@
-"""The paper's multi-task ablation (Finn et al. 2017, appendix C): one regressor per task, averaged in parameter space."""
+"""The paper's multi-task ablation (Finn et al. 2017, appendix C): one regressor per task, their parameters averaged."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def average_of_tasks(
             if regulariser == "l2" or (regulariser == "mean" and centre):
                 for name, value in theta.items():
                     objective = objective + strength * (value - centre.get(name, torch.zeros(()))).square().sum()
-            objective.backward()
+            objective.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
         losses.append(fit.detach().mean())

@@ -17,7 +17,7 @@ def pretrain_on_tasks(model: nn.Module, loss: Loss, episodes: Episodes, *, itera
     for step in range(iterations):
         x, y = pooled(episodes[step])
         optimizer.zero_grad()
-        loss(model(x), y).backward()
+        loss(model(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
@@ -53,5 +53,5 @@ def pretrain_on_classes(
         if rotate:
             x = rotate_quarters(x[None], torch.randint(4, (1, batch), generator=generator))[0]
         optimizer.zero_grad()
-        functional.cross_entropy(model(x.float() / 255), label).backward()
+        functional.cross_entropy(model(x.float() / 255), label).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

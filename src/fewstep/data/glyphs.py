@@ -43,7 +43,7 @@ ALIKE = 0.93  # correlation of two characters, slightly blurred, from which on t
 SEED = 0
 
 
-def glyphs(split: Literal["train", "validation", "test"], *, size: int = 28) -> Tensor:
+def load_glyphs(split: Literal["train", "validation", "test"], *, size: int = 28) -> Tensor:
     """Pictures of the characters of one split: uint8 [classes, 20, 1, size, size], stroke 255 on 0.
 
     Split by script: Armenian, Arabic, N'Ko, Georgian and Canadian syllabics are for the test; Cyrillic, Hebrew,
@@ -53,7 +53,7 @@ def glyphs(split: Literal["train", "validation", "test"], *, size: int = 28) -> 
     through the up to 16 faces that have the character, each picture with a small fixed turn, shear, scale and shift
     of its own. Rendering takes some 20 s, once; then the table lies in the cache folder.
 
-    >>> glyphs("test").shape[1:]
+    >>> load_glyphs("test").shape[1:]
     torch.Size([20, 1, 28, 28])
     """
     one_of("split", split, SPLITS)

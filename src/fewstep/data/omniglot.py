@@ -42,7 +42,7 @@ Files = dict[str, tuple[Path, object, Callable[[], bytes]]]
 """By `Alphabet/characterNN/NNNN_DD.png`: the file it lies in, what stands for its content, what reads it."""
 
 
-def omniglot(
+def load_omniglot(
     split: Literal["train", "validation", "test"],
     *,
     variant: Literal["nearest", "antialias"] = "nearest",

@@ -27,7 +27,7 @@ class OffsetNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # The offset is added outside: batch_norm(weight=None, bias=offset) loses the derivative of the offset's gradient.
+        # Added outside: batch_norm(weight=None, bias=offset) loses the derivative of the offset's own gradient.
         normal = functional.batch_norm(x, None, None, training=True, eps=self.eps)
         return normal + self.offset.reshape(-1, *[1] * (x.dim() - 2))
 

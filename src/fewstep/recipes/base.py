@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
-from fewstep.baselines import Contender
+from fewstep.baselines import Baseline
 from fewstep.data.episodes import Episodes
 from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation, evaluate
@@ -77,9 +78,14 @@ class Recipe(ABC):
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"--device {self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
 
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """The experiment in one line."""
+
     @abstractmethod
     def model(self) -> nn.Module:
-        """The network at its initialisation; draws from PyTorch's global generator."""
+        """The network at its initialisation; drawn from PyTorch's global generator."""
 
     @property
     @abstractmethod
@@ -99,14 +105,18 @@ class Recipe(ABC):
         """What decides the meaning of a number measured on `episodes`."""
 
     @abstractmethod
-    def contenders(self) -> list[Contender]:
-        """The baselines, trained here and now."""
+    def baselines(self) -> list[Baseline]:
+        """What the learner is compared with."""
 
-    def initial_model(self) -> nn.Module:
-        """The network that `seed` gives, on its device."""
+    def seeded(self, build: Callable[[], nn.Module]) -> nn.Module:
+        """The network that `build` makes with the recipe's seed, on its device."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            return self.model().to(self.device)
+            return build().to(self.device)
+
+    def initial_model(self) -> nn.Module:
+        """The network before training."""
+        return self.seeded(self.model)
 
     def learner(self) -> Learner:
         """The learner before training."""

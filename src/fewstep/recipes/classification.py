@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep import models
-from fewstep.baselines import Contender, pretrain_on_classes, tuned
+from fewstep.baselines import Baseline, pretrain_on_classes
 from fewstep.data.episodes import ClassEpisodes, Episodes
-from fewstep.data.glyphs import glyphs
-from fewstep.data.omniglot import omniglot
+from fewstep.data.glyphs import load_glyphs
+from fewstep.data.omniglot import load_omniglot
 from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.losses import summed_over_ways
@@ -48,6 +48,13 @@ class ClassificationRecipe(Recipe):
     def images(self, split: Split) -> Tensor:
         """The pictures of a split: uint8 [classes, 20, 1, 28, 28]."""
 
+    @property
+    def summary(self) -> str:
+        return (
+            f"{self.ways}-way {self.shots}-shot classification, {self.network} net: inner rate {self.inner_lr}, "
+            f"{self.inner_steps} step{'s'[: self.inner_steps - 1]}, {self.meta_batch} tasks"
+        )
+
     def model(self) -> nn.Module:
         return self._network(self.ways)
 
@@ -72,7 +79,8 @@ class ClassificationRecipe(Recipe):
 
     def protocols(self) -> dict[str, Episodes]:
         test = self.episodes("test")
-        return {f"{count} queries/class": replace(test, queries=count) for count in (test.queries, 15)}
+        names = {count: f"{count} {'query' if count == 1 else 'queries'} per class" for count in (test.queries, 15)}
+        return {name: replace(test, queries=count) for count, name in names.items()}
 
     def protocol(self, episodes: Episodes) -> dict[str, Any]:
         if not isinstance(episodes, ClassEpisodes):
@@ -88,23 +96,20 @@ class ClassificationRecipe(Recipe):
             "evaluation_seed": self.evaluation_seed,
         }
 
-    def contenders(self) -> list[Contender]:
-        """A classifier of all training classes, its head put back to zero, fine-tuned."""
-        images = self.images("train")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model = self._network(len(images)).to(self.device)
-            pretrain_on_classes(model, images.to(self.device), iterations=self.pretrain_iterations, seed=self.seed,
-                                rotate=self.rotate)  # fmt: skip
-            fresh = self._network(self.ways).to(self.device)
-        own = fresh.state_dict()
-        body = {name: value for name, value in model.state_dict().items() if value.shape == own[name].shape}
-        head = {name: torch.zeros_like(value) for name, value in own.items() if name not in body}
-        fresh.load_state_dict({**body, **head})
-        return [
-            tuned("pre-trained on all classes, fine-tuned", fresh, self.loss, self.episodes("validation"), rates=RATES,
-                  steps=self.test_steps, metric=self.metric, adapt=self.adapt)
-        ]  # fmt: skip
+    def baselines(self) -> list[Baseline]:
+        settings = {"iterations": self.pretrain_iterations, "seed": self.seed}
+        name = "pre-trained on all classes, fine-tuned"
+        return [Baseline(name, self.initial_model, self._pretrain, settings, self.test_steps, RATES)]
+
+    def _pretrain(self, model: nn.Module) -> dict[str, Any]:
+        """Give `model` the body of a classifier of all training classes, and a head of zeros."""
+        images = self.images("train").to(self.device)
+        classifier = self.seeded(lambda: self._network(len(images)))
+        pretrain_on_classes(classifier, images, iterations=self.pretrain_iterations, seed=self.seed, rotate=self.rotate)
+        trained = classifier.state_dict()
+        for name, value in model.state_dict().items():
+            value.copy_(trained[name] if trained[name].shape == value.shape else torch.zeros_like(value))
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,7 @@ class GlyphsRecipe(ClassificationRecipe):
     iterations: int = 5_000
 
     def images(self, split: Split) -> Tensor:
-        return glyphs(split)
+        return load_glyphs(split)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,4 +144,4 @@ class OmniglotRecipe(ClassificationRecipe):
 @cache
 def _omniglot(split: Split, variant: Literal["nearest", "antialias"], splits: Literal["authors", "vinyals"],
               root: Path | None) -> Tensor:  # fmt: skip
-    return omniglot(split, variant=variant, splits=splits, root=root)
+    return load_omniglot(split, variant=variant, splits=splits, root=root)

@@ -5,29 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 from torch.nn import functional
 
 from fewstep import models
-from fewstep.baselines import Contender, average_of_tasks, pretrain_on_tasks, tuned
+from fewstep.baselines import Baseline, average_of_tasks, pretrain_on_tasks
+from fewstep.baselines.multitask import Regulariser
 from fewstep.data.episodes import Episodes
 from fewstep.data.sinusoid import SinusoidEpisodes
 from fewstep.errors import InputError
 from fewstep.functional import Loss
-from fewstep.learner import Learner
 from fewstep.recipes.base import Recipe, Split
-from fewstep.updates import SGD
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SinusoidRecipe(Recipe):
-    """A net 1-40-40-1, mean squared error. The paper's inner rate is 0.01; its code's default is 0.001."""
+    """A net 1-40-40-1, mean squared error.
+
+    The paper's text gives an inner rate of 0.01, the authors' command leaves the 0.001 of their code. This is the
+    latter: it is better on validation tasks, and with the former single tasks diverge within ten steps.
+    """
 
     iterations: int = 70_000
     meta_batch: int = 25
+    inner_lr: float = 0.001
     shots: int = 10
     """Support examples, and as many query examples, of a training task."""
     check_every: int = 2000
@@ -38,6 +41,12 @@ class SinusoidRecipe(Recipe):
     """Also train the paper's multi-task ablations (table 2), which takes about two minutes."""
 
     metric: ClassVar[str] = "mse"
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"sinusoid regression, trained on {self.shots} shots: inner rate {self.inner_lr}, {self.inner_steps} step"
+        )
 
     def model(self) -> nn.Module:
         return models.mlp()
@@ -69,44 +78,50 @@ class SinusoidRecipe(Recipe):
             "evaluation_seed": self.evaluation_seed,
         }
 
-    def contenders(self) -> list[Contender]:
-        return [self._pretrained(), self._oracle(), *(self._multitask() if self.ablations else [])]
+    def baselines(self) -> list[Baseline]:
+        joint = {"iterations": self.pretrain_iterations or self.iterations, "seed": self.seed, "shots": self.shots}
+        pretrained = Baseline(
+            "pre-trained on all tasks, fine-tuned", self.initial_model, self._pretrain, joint, self.test_steps, RATES
+        )
+        oracle = Baseline(
+            "oracle", self._oracle_model, self._train_oracle, joint, steps=0, view=_with_amplitude_and_phase
+        )
+        # Regularised as strongly as the single regressors bear.
+        averages = [self._average("mean", 1e-3), self._average("none", 0.0), self._average("l2", 1e-3)]
+        return [pretrained, oracle, *(averages if self.ablations else [])]
 
-    def _tuned(self, name: str, model: nn.Module) -> Contender:
-        return tuned(name, model, self.loss, self.episodes("validation"), rates=RATES, steps=self.test_steps,
-                     metric=self.metric)  # fmt: skip
-
-    def _pretrained(self) -> Contender:
-        model = self.initial_model()
+    def _pretrain(self, model: nn.Module) -> dict[str, Any]:
         iterations = self.pretrain_iterations or self.iterations
         pretrain_on_tasks(model, self.loss, self.episodes("train"), iterations=iterations)
-        return self._tuned("pre-trained on all tasks, fine-tuned", model)
+        return {}
 
-    def _oracle(self) -> Contender:
-        """The net that is given amplitude and phase; it need not adapt."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model = models.mlp(inputs=3).to(self.device)
+    def _oracle_model(self) -> nn.Module:
+        return self.seeded(lambda: models.mlp(inputs=3))
+
+    def _train_oracle(self, model: nn.Module) -> dict[str, Any]:
         iterations = self.pretrain_iterations or self.iterations
-        train = replace(self.episodes("train"), oracle=True)
-        pretrain_on_tasks(model, self.loss, train, iterations=iterations)
+        episodes = _with_amplitude_and_phase(self.episodes("train"))
+        pretrain_on_tasks(model, self.loss, episodes, iterations=iterations)
+        return {}
 
-        def see_more(episodes: Episodes) -> Episodes:
-            return replace(episodes, oracle=True) if isinstance(episodes, SinusoidEpisodes) else episodes
+    def _average(self, regulariser: Regulariser, strength: float) -> Baseline:
+        """One of the three of the paper's table 2."""
+        tasks = SinusoidEpisodes(tasks=25, seed=self.seed_of("train"), shots=50, queries=50, device=self.device)
 
-        return Contender("oracle", Learner(model, self.loss, SGD(self.inner_lr), steps=0), 0, view=see_more)
+        def train(model: nn.Module) -> dict[str, Any]:
+            average, fit = average_of_tasks(
+                lambda: models.mlp(init="xavier").to(self.device), self.loss, tasks, regulariser=regulariser,
+                strength=strength,
+            )  # fmt: skip
+            model.load_state_dict(average.state_dict())
+            return {"loss_of_the_single_regressors": fit}
 
-    def _multitask(self) -> list[Contender]:
-        """The three of the paper's table 2; strengths as high as the single regressors bear."""
-        tasks = SinusoidEpisodes(tasks=25, seed=self.seed_of("train"), shots=50, queries=50)
-        found = []
-        for regulariser, strength in (("mean", 1e-3), ("none", 0.0), ("l2", 1e-3)):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                model, fit = average_of_tasks(
-                    lambda: models.mlp(init="xavier"), self.loss, tasks, regulariser=regulariser, strength=strength
-                )
-            contender = self._tuned(f"multi-task, regulariser {regulariser}", model.to(self.device))
-            contender.about.update(regressor_loss=fit, strength=strength)
-            found.append(contender)
-        return found
+        settings = {"regulariser": regulariser, "strength": strength, "seed": self.seed}
+        return Baseline(
+            f"multi-task, regulariser {regulariser}", self.initial_model, train, settings, self.test_steps, RATES
+        )
+
+
+def _with_amplitude_and_phase(episodes: Episodes) -> Episodes:
+    """The same tasks, whose inputs tell amplitude and phase."""
+    return replace(episodes, oracle=True) if isinstance(episodes, SinusoidEpisodes) else episodes

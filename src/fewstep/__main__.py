@@ -1,0 +1,5 @@
+"""`python -m fewstep` is the command line."""
+
+from fewstep.cli import main
+
+main()

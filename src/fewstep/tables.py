@@ -1,0 +1,114 @@
+"""An evaluation as a table, on the terminal and in Markdown. No number comes without its protocol."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from fewstep.plots import Line
+
+Json = dict[str, Any]
+LABELS = {"accuracy": "accuracy in %", "mse": "mean squared error"}
+WORDS = {"ways": "{}-way", "shots": "{}-shot", "normalisation": "{}", "loss": "{}", "inner_lr": "inner rate {}",
+         "queries_per_class": "queries per class: {}", "queries": "{} queries per task",
+         "trained_on_shots": "trained on {} shots"}  # fmt: skip
+
+
+def table(evaluation: Mapping[str, Any]) -> Table:
+    """The learner and its baselines after 0, 1, 5, 10 inner steps, under the first protocol of `evaluation`."""
+    header, *rows = _rows(evaluation)
+    result = Table(title=Text(_title(evaluation)), caption=Text(describe(evaluation)), min_width=70)
+    for name in header:
+        result.add_column(name, justify="left" if name == header[0] else "right", no_wrap=name != header[0])
+    for row in rows:
+        result.add_row(*map(Text, row))
+    return result
+
+
+def markdown(evaluation: Mapping[str, Any]) -> str:
+    """The tables of all protocols of `evaluation` in Markdown."""
+    parts = []
+    for entry in protocols(evaluation):
+        header, *rows = ([cell.replace("|", r"\|") for cell in row] for row in _rows(entry))
+        rule = ["---", *["---:"] * (len(header) - 1)]
+        body = "\n".join(f"| {' | '.join(row)} |" for row in [header, rule, *rows])
+        parts.append(f"## {_title(entry)}\n\n{body}\n\n{describe(entry)}\n")
+    return "\n".join(parts)
+
+
+def describe(evaluation: Mapping[str, Any]) -> str:
+    """The protocol of a number in words."""
+    return ", ".join(
+        [
+            *words(evaluation["protocol"]),
+            f"{evaluation['episodes']:,} episodes, mean ± 95 % interval",
+            f"{evaluation['iterations']:,} iterations of training with seed {evaluation['seed']}",
+        ]
+    )
+
+
+def words(protocol: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in protocol.items():
+        name = key.replace("_", " ")
+        if isinstance(value, bool):
+            yield name if value else f"no {name}"
+        elif value is not None:
+            yield WORDS.get(key, f"{name} {{}}").format(value)
+
+
+def _title(evaluation: Mapping[str, Any]) -> str:
+    return f"{evaluation['recipe']}, {evaluation['name']}: {label(evaluation['metric'])} by inner steps"
+
+
+def _rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
+    """A header, then a row of texts for the learner and for each baseline."""
+    found = lines(evaluation)
+    steps = [step for step in found[0].x if step in (0, 1, 5, 10, max(found[0].x))]
+    digits = 2 if evaluation["metric"] == "accuracy" else 3
+    rows = [["after", *(f"{step} step{plural(step)}" for step in steps)]]
+    for line in found:
+        known = {x: _cell(m, h, digits) for x, m, h in zip(line.x, line.mean, line.half, strict=True)}
+        rows.append([line.name, *(known.get(step, "") for step in steps)])
+    return rows
+
+
+def _cell(mean: float, half: float, digits: int) -> str:
+    if not math.isfinite(mean):
+        return "diverged"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}" if mean < 1e4 else f"{mean:.1e} ± {half:.1e}"
+
+
+def lines(evaluation: Mapping[str, Any]) -> list[Line]:
+    """The metric by inner step, accuracies in %, of the learner and of each baseline."""
+    scale = 100 if evaluation["metric"] == "accuracy" else 1
+    found = []
+    for name, entry in {"meta-learned": evaluation, **evaluation["baselines"]}.items():
+        points, rate = entry["by_step"], entry.get("fine_tuning_lr")
+        title = name if rate is None else f"{name} (rate {rate:g})"
+        values = ([scale * number(point[key]) for point in points] for key in ("mean", "ci95"))
+        found.append(Line(title, [point["step"] for point in points], *values))
+    return found
+
+
+def protocols(evaluation: Mapping[str, Any]) -> list[Json]:
+    """One evaluation for each protocol, the first as it is."""
+    return [{**evaluation, **other} for other in ({}, *evaluation.get("other_protocols", []))]
+
+
+def plural(count: int) -> str:
+    """The ending of a noun that stands after `count`."""
+    return "" if count == 1 else "s"
+
+
+def number(value: float | None) -> float:
+    """A value out of a JSON file, where null stands for what is not finite."""
+    return math.nan if value is None else value
+
+
+def label(metric: str) -> str:
+    """The metric with its unit."""
+    return LABELS.get(metric, metric)

@@ -1,0 +1,251 @@
+"""The learner from a user's side: adaptation, any loss, any rule, and clear errors."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fewstep
+from fewstep import InputError, Learner, Task, maml
+from fewstep.data import ClassEpisodes, SinusoidEpisodes
+from fewstep.functional import Tensors
+from fewstep.updates import SGD
+
+
+@pytest.fixture
+def sinusoids() -> Task:
+    return SinusoidEpisodes(tasks=4, shots=5, queries=6)[0]
+
+
+@pytest.fixture
+def learner() -> Learner:
+    torch.manual_seed(0)
+    return maml(fewstep.models.mlp(init="xavier"), functional.mse_loss, lr=0.01, steps=2)
+
+
+def test_the_snippet_of_the_design_runs() -> None:
+    images = torch.randint(256, (8, 4, 1, 28, 28), dtype=torch.uint8)
+    episodes = ClassEpisodes(images=images, ways=5, shots=1, queries=1, tasks=2)
+    model = fewstep.models.conv4(ways=5)
+    learner = fewstep.maml(model, functional.cross_entropy, lr=0.4, steps=1)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-3)
+    before = copy.deepcopy(model.state_dict())
+    for tasks, _ in zip(episodes, range(2), strict=False):
+        learner(tasks).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(not torch.equal(before[name], value) for name, value in model.state_dict().items() if "bias" not in name)
+    support_x, support_y = episodes[0].support
+    classifier = learner.adapt((support_x[0], support_y[0]))
+    assert classifier(torch.rand(3, 1, 28, 28)).shape == (3, 5)
+
+
+def test_adapt_equals_hand_written_descent_and_leaves_the_model_alone(learner: Learner, sinusoids: Task) -> None:
+    model = learner.model
+    before = copy.deepcopy(model.state_dict())
+    x, y = sinusoids.support[0][0], sinusoids.support[1][0]
+    adapted = learner.adapt((x, y), steps=7)
+    by_hand = copy.deepcopy(model)
+    for _ in range(7):
+        grads = torch.autograd.grad(functional.mse_loss(by_hand(x), y), list(by_hand.parameters()))
+        for value, grad in zip(by_hand.parameters(), grads, strict=True):
+            value.data -= 0.01 * grad
+    torch.testing.assert_close(adapted(x), by_hand(x))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert type(adapted) is type(model)
+
+
+def test_adapt_by_no_step_is_the_model(learner: Learner, sinusoids: Task) -> None:
+    x, y = sinusoids.support[0][0], sinusoids.support[1][0]
+    assert torch.equal(learner.adapt((x, y), steps=0)(x), learner.model(x))
+
+
+def test_path_agrees_with_adapt_and_with_forward(learner: Learner, sinusoids: Task) -> None:
+    points = learner.path(sinusoids, steps=4)
+    assert len(points) == 5
+    x, y = sinusoids.support[0][1], sinusoids.support[1][1]
+    for step, point in enumerate(points):
+        assert point.prediction is not None
+        torch.testing.assert_close(point.prediction[1], learner.adapt((x, y), steps=step)(sinusoids.query[0][1]))
+    torch.testing.assert_close(points[learner.steps].loss, learner(sinusoids))
+
+
+def test_any_batch_and_any_loss(sinusoids: Task) -> None:
+    """`loss(model, batch)`: here an autoencoder whose batch is a dict, with a method of the model's own."""
+
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.up = nn.Linear(1, 3), nn.Linear(3, 1)
+
+        def encode(self, x: Tensor) -> Tensor:
+            return self.down(x).tanh()  # type: ignore[no-any-return]
+
+    def loss(model: Autoencoder, batch: dict[str, Tensor]) -> Tensor:
+        return (model.up(model.encode(batch["x"])) - batch["x"]).square().mean()
+
+    batch = {"x": sinusoids.support[0]}
+    learner = maml(Autoencoder(), loss, lr=0.1, steps=3)
+    losses = learner(Task(batch, batch))
+    losses.sum().backward()
+    assert losses.shape == (4,)
+    assert all(value.grad is not None for value in learner.parameters())
+    assert learner.path(Task(batch, batch))[0].prediction is None
+
+
+def test_a_loss_with_parameters_is_meta_learned(sinusoids: Task) -> None:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+            return self.scale.exp() * functional.mse_loss(prediction, target)
+
+    learner = maml(fewstep.models.mlp(init="xavier"), Weighted(), lr=0.01)
+    learner(sinusoids).sum().backward()
+    assert learner.get_parameter("loss.scale").grad is not None
+
+
+def test_a_rule_of_the_users_own_with_a_learned_rate(sinusoids: Task) -> None:
+    class MetaSGD(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.rate = nn.ParameterList([torch.full_like(value, 0.01) for value in model.parameters()])
+
+        def forward(self, theta: Tensors, gradient: Tensors, state: Any, step: int) -> tuple[Tensors, Any]:
+            return {n: t - r * gradient[n] for (n, t), r in zip(theta.items(), self.rate, strict=True)}, state
+
+    model = fewstep.models.mlp(init="xavier")
+    learner = Learner(model, functional.mse_loss, MetaSGD(model), steps=2)
+    plain = maml(model, functional.mse_loss, lr=0.01, steps=2)
+    torch.testing.assert_close(learner(sinusoids), plain(sinusoids))
+    learner(sinusoids).sum().backward()
+    assert all(value.grad is not None for value in learner.update.parameters())
+
+
+def test_a_frozen_base_is_not_copied(sinusoids: Task) -> None:
+    model = nn.Sequential(nn.Linear(1, 50), nn.Tanh(), nn.Linear(50, 1))
+    model[0].requires_grad_(False)
+    learner = maml(model, functional.mse_loss, lr=0.01)
+    adapted = learner.adapt((sinusoids.support[0][0], sinusoids.support[1][0]))
+    assert adapted.get_parameter("0.weight") is model[0].weight
+    assert learner.objective.adapted == ["model.2.weight", "model.2.bias"]
+
+
+def test_state_dict_round_trip(learner: Learner, sinusoids: Task) -> None:
+    other = maml(fewstep.models.mlp(), functional.mse_loss, lr=0.01, steps=2)
+    other.load_state_dict(learner.state_dict())
+    assert torch.equal(other(sinusoids), learner(sinusoids))
+    assert torch.equal(copy.deepcopy(learner)(sinusoids), learner(sinusoids))
+
+
+def test_dtype_is_kept(learner: Learner, sinusoids: Task) -> None:
+    double = learner.double()
+    tasks = Task(*((x.double(), y.double()) for x, y in sinusoids))
+    assert double(tasks).dtype == torch.float64
+
+
+# Input that cannot work
+
+
+def test_running_statistics_are_refused_with_the_two_ways_out(sinusoids: Task) -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
+
+    with pytest.raises(InputError, match=r"BatchNorm1d '1' keeps running statistics.*use_batch_statistics.*eval mode"):
+        maml(build(), functional.mse_loss, lr=0.1)
+    converted = fewstep.use_batch_statistics(build())
+    assert maml(converted, functional.mse_loss, lr=0.1)(sinusoids).isfinite().all()
+    in_eval = maml(build().eval(), functional.mse_loss, lr=0.1)
+    assert in_eval(sinusoids).isfinite().all()
+    with pytest.raises(InputError, match="BatchNorm1d '1'"):
+        in_eval.train()(sinusoids)
+
+
+def test_a_module_that_writes_to_a_buffer_is_refused(sinusoids: Task) -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(1, 1)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    with pytest.raises(InputError, match="writes to its buffer 'calls'"):
+        maml(Counting(), functional.mse_loss, lr=0.1)(sinusoids)
+
+
+def test_a_compiled_model_is_refused() -> None:
+    with pytest.raises(InputError, match=r"compiled by torch\.compile"):
+        maml(torch.compile(fewstep.models.mlp()), functional.mse_loss, lr=0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adapt": "head.*"}, r"'head.\*' matches no trainable parameter; there are: 1.weight"),
+        ({"adapt": "~*"}, "leave no parameter to adapt"),
+        ({"steps": -1}, "at least 0, but -1 came"),
+        ({"derivative": "exakt"}, "derivative must be one of"),
+        ({"engine": "vmapp"}, "engine must be 'vmap' or 'loop'"),
+        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"lr": 0.0}, "learning rate must be above 0"),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        maml(fewstep.models.mlp(), functional.mse_loss, **{"lr": 0.1, **options})
+
+
+X, Y = torch.rand(2, 5, 1, 28, 28), torch.arange(5).expand(2, 5)
+
+
+@pytest.mark.parametrize(
+    ("support", "message"),
+    [
+        ((X, Y + 1), r"support labels run from 1 to 5, but the model has 5 outputs, for labels 0..4"),
+        ((X, Y - 1), "support labels run from -1 to 3"),
+        ((X[:, :4], Y), r"support x \(2, 4, 1, 28, 28\) and y \(2, 5\) must agree"),
+        ((X[:, :, 0], Y), r"the model cannot take one task's support x \(5, 28, 28\)"),
+        ((X[:1], Y), "disagree about the number of tasks"),
+        ((X[:, :0], Y[:, :0]), "at least one example"),
+        ((torch.full_like(X, torch.nan), Y), "support set of task 0 holds NaN"),
+        ((X, None), "NoneType"),
+        ((X, [0, 1]), "holds tensors only, but a int came"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_wrong_tasks(support: Any, message: str, engine: Any) -> None:
+    learner = maml(fewstep.models.conv4(5), functional.cross_entropy, lr=0.1, engine=engine)
+    with pytest.raises(InputError, match=message):
+        learner(Task(support=support, query=(X, Y)))
+
+
+def test_wrong_support_of_one_task() -> None:
+    learner = maml(fewstep.models.conv4(5), functional.cross_entropy, lr=0.1)
+    with pytest.raises(InputError, match="NaN or infinity"):
+        learner.adapt((torch.full_like(X[0], torch.nan), Y[0]))
+    with pytest.raises(InputError, match="labels run from 1 to 5"):
+        learner.adapt((X[0], Y[0] + 1))
+    with pytest.raises(InputError, match="at least one example"):
+        learner.adapt((X[0, :0], Y[0, :0]))
+    with pytest.raises(InputError, match=r"expected fewstep.Task"):
+        learner((X, Y))
+
+
+def test_a_loss_that_is_no_number_is_refused(sinusoids: Task) -> None:
+    with pytest.raises(InputError, match=r"one floating-point number for a task, but torch.float32 \(5, 1\) came"):
+        maml(fewstep.models.mlp(), lambda p, y: (p - y).square(), lr=0.1)(sinusoids)
+
+
+def test_adaptation_that_diverges_says_so(sinusoids: Task) -> None:
+    learner = Learner(fewstep.models.mlp(init="normal"), functional.mse_loss, SGD(1e6), steps=30)
+    with pytest.raises(fewstep.DivergenceError, match="not finite after adaptation; lower the inner learning rate"):
+        learner.adapt((sinusoids.support[0][0], sinusoids.support[1][0]))
