@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+
 from benchmarks import memory, speed
 from benchmarks.workloads import miniimagenet, omniglot, sinusoid
-from rich.console import Console
 
 
 @pytest.fixture(autouse=True)

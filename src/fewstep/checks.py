@@ -26,7 +26,6 @@ def check_tasks(tasks: Task) -> None:
 
 def check_examples(batch: Batch, name: str) -> None:
     """Raise `InputError` where x and y of an `(x, y)` batch disagree about the number of examples."""
-    task_count(batch)
     if not is_pair(batch) or not all(isinstance(part, Tensor) for part in batch):
         return
     x, y = batch

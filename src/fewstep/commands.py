@@ -28,13 +28,12 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     config = {"recipe": name, **_plain(recipe)}
     if run.exists:
         _check_same(run.read_json("config.json"), config, out)
-    learner = recipe.learner()
+    learner, episodes, state = recipe.learner(), recipe.episodes("train"), run.load_state()
     run.write_json("config.json", config)
-    state = run.load_state()
     done = state["step"] if state else 0
     narrate(f"{name}: iteration {done} of {recipe.iterations}, in {out}")
     with progress(recipe.iterations, done=done) as report:
-        train(learner, recipe.episodes("train"), recipe.training(), run, validate=recipe.validate, report=report)
+        train(learner, episodes, recipe.training(), run, validate=recipe.validate, report=report)
     narrate(f"trained; now: fewstep evaluate {out}")
 
 
@@ -75,7 +74,15 @@ def contenders_of(recipe: Recipe, run: Run) -> list[Contender]:
     """The recipe's baselines: out of the run's folder, or trained and kept there."""
     validation = recipe.episodes("validation")
     return [
-        contend(baseline, run, recipe.loss, validation, recipe.metric, adapt=recipe.adapt)
+        contend(
+            baseline,
+            run,
+            recipe.loss,
+            validation,
+            recipe.metric,
+            episodes=recipe.validation_episodes,
+            adapt=recipe.adapt,
+        )
         for baseline in recipe.baselines()
     ]
 

@@ -86,12 +86,10 @@ class Learner(nn.Module):
         At the start they are the meta-parameters themselves; from then on they have a task axis [B, ...].
         """
         theta = tensors_by_name(self.objective.adapted, self.objective.parameters(self.objective.adapted))
-        count, state = task_count(support), None
+        state = None
         yield theta
         for step in range(steps):
             _, gradients = inner_gradient(*self._problem(theta, support))  # line 6
-            if step == 0:
-                theta = {name: value.expand(count, *value.shape) for name, value in theta.items()}
             theta, state = self.update(theta, tensors_by_name(list(theta), gradients), state, step)  # line 7
             yield theta
 
@@ -101,6 +99,7 @@ class Learner(nn.Module):
         steps : inner steps, as many as in training unless given; may be more, or 0
         """
         support = one_task(support)
+        task_count(support)
         check_examples(support, "support")
         with torch.no_grad(), guard(self.objective, Task(support, support)):
             theta = _last(self.inner_loop(support, self._steps(steps)))

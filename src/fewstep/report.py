@@ -130,7 +130,9 @@ def _adaptation(run: Run, evaluation: Json) -> Figure | None:
         if rate is None:
             raise _UntrainedError
         known = dataclasses.replace(baseline, train=_untrained, rates=[rate])  # chosen already, in the evaluation
-        c = contend(known, run, recipe.loss, recipe.episodes("validation"), recipe.metric, adapt=recipe.adapt)
+        c = contend(
+            known, run, recipe.loss, recipe.episodes("validation"), recipe.metric, episodes=2, adapt=recipe.adapt
+        )
         learners[f"{baseline.name} (rate {rate:g})"] = c.learner
     except _UntrainedError:
         narrate(f"the baseline's curves are left out until it is trained by: fewstep evaluate {run.path}")

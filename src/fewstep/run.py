@@ -12,7 +12,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fewstep.errors import InputError
@@ -113,7 +112,7 @@ class Run:
             raise InputError(f"{path} is not there; is {self.path} the folder of a run (fewstep train ... --out RUN)?")
         try:
             yield path
-        except (ValueError, RuntimeError, EOFError, KeyError, OSError, SafetensorError) as error:
+        except Exception as error:  # a damaged file can make its reader fail in any way
             raise InputError(
                 f"{path} is damaged ({type(error).__name__}); delete it, or the run's folder, and train again"
             ) from error

@@ -48,7 +48,7 @@ class Contender:
 
 
 def contend(
-    baseline: Baseline, run: Run, loss: Loss, validation: Episodes, metric: str, *, episodes: int = 100, **options: Any
+    baseline: Baseline, run: Run, loss: Loss, validation: Episodes, metric: str, *, episodes: int, **options: Any
 ) -> Contender:
     """The baseline's net out of the run's folder, or trained and kept there; then the choice of its rate.
 

@@ -13,7 +13,8 @@ __all__ = ["SGD", "Update"]
 class Update(Protocol):
     """`theta, state = update(theta, gradient, state, step)`.
 
-    theta, gradient : dicts with equal keys; tensors have a leading task axis [B, ...]
+    theta : tensors by name, [B, ...]; at step 0 the meta-parameters themselves, [...], which broadcast
+    gradient : the same names, [B, ...]
     state : what the rule returned at the step before; None at step 0
     step : 0, 1, 2, ...
 

@@ -1,0 +1,1 @@
+"""Speed and memory of a meta-step beside the plain autograd loop."""

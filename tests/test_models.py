@@ -1,0 +1,89 @@
+"""The networks are those of the authors, layer by layer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep import InputError, models
+from fewstep.models.layers import OffsetNorm
+
+
+def tensorflow_conv(x: Tensor, conv: nn.Conv2d, stride: int) -> Tensor:
+    """A convolution with SAME padding, straight from its definition: output i sees input i*stride - before + 0..2."""
+    size = x.shape[-1]
+    out = -(-size // stride)
+    before = max((out - 1) * stride + 3 - size, 0) // 2
+    assert conv.bias is not None
+    wide = torch.zeros(*x.shape[:2], size + 6, size + 6, dtype=x.dtype)
+    wide[..., 3 : 3 + size, 3 : 3 + size] = x
+    rows = []
+    for i in range(out):
+        top = 3 + i * stride - before
+        columns = []
+        for j in range(out):
+            left = 3 + j * stride - before
+            patch = wide[..., top : top + 3, left : left + 3]
+            columns.append(torch.einsum("bchw,ochw->bo", patch, conv.weight) + conv.bias)
+        rows.append(torch.stack(columns, -1))
+    return torch.stack(rows, -2)
+
+
+@pytest.mark.parametrize(("size", "pool"), [(28, False), (28, True), (17, True), (19, False)])
+def test_conv4_equals_its_definition(size: int, pool: bool) -> None:
+    torch.manual_seed(0)
+    net = models.conv4(5, filters=6, channels=2, size=size, pool=pool).double()
+    for value in net.parameters():
+        value.data += 0.1 * torch.randn_like(value)
+    x = torch.randn(3, 2, size, size, dtype=torch.float64)
+    hidden = x
+    for block in net.blocks:
+        assert isinstance(block, models.conv4.__globals__["Block"])
+        y = tensorflow_conv(hidden, block.conv, 1 if pool else 2)
+        mean, variance = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), keepdim=True, unbiased=False)
+        y = functional.relu((y - mean) / (variance + 1e-3).sqrt() + block.norm.offset[:, None, None])
+        hidden = functional.max_pool2d(y, 2) if pool else y
+    features = hidden.flatten(1) if pool else hidden.mean((2, 3))
+    torch.testing.assert_close(net(x), net.head(features))
+
+
+def test_sizes_are_those_of_the_authors() -> None:
+    assert sum(p.numel() for p in models.conv4(5, channels=3, size=84, filters=32, pool=True).parameters()) == 32_773
+    assert models.conv4(5, channels=3, size=84, filters=32, pool=True).head.in_features == 800
+    assert models.conv4(20).head.in_features == 64
+
+
+def test_initialisation_is_that_of_the_authors() -> None:
+    torch.manual_seed(0)
+    net = models.conv4(20)
+    assert net.head.weight.std().item() == pytest.approx(1, abs=0.05)
+    bound = (6 / (64 * 9 + 64 * 9)) ** 0.5
+    conv = net.get_parameter("blocks.1.conv.weight")
+    assert 0.98 * bound < conv.abs().max() <= bound
+    assert all(not value.any() for name, value in net.named_parameters() if "bias" in name or "offset" in name)
+    hidden = models.mlp(1, 1, (200, 200))[3]
+    assert isinstance(hidden, nn.Linear)
+    assert hidden.weight.abs().max() <= 0.02
+    assert hidden.weight.std().item() == pytest.approx(0.0088, abs=2e-4)  # a normal with sigma 0.01 cut at 2 sigma
+
+
+def test_the_norm_has_an_offset_and_no_scale() -> None:
+    norm = OffsetNorm(3)
+    assert [name for name, _ in norm.named_parameters()] == ["offset"]
+    assert not list(norm.buffers())
+
+
+def test_the_net_without_convolutions() -> None:
+    net = models.mlp(784, 5, (256, 128, 64, 64), norm=True)
+    assert [layer.out_features for layer in net if isinstance(layer, nn.Linear)] == [256, 128, 64, 64, 5]
+    assert sum(isinstance(layer, OffsetNorm) for layer in net) == 4
+    assert net(torch.rand(3, 1, 28, 28)).shape == (3, 5)
+
+
+def test_impossible_networks() -> None:
+    with pytest.raises(InputError, match="size at least 16, but 5, 1, 64 and 8 came"):
+        models.conv4(5, size=8)
+    with pytest.raises(InputError, match=r"at least one unit, but the widths are \[1, 0, 1\]"):
+        models.mlp(hidden=(0,))
