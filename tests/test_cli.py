@@ -19,7 +19,11 @@ from fewstep.cli import main
 from fewstep.recipes import RECIPES
 from fewstep.run import Run
 
-QUICK = ["--no-compile", "--iterations", "6", "--check-every", "3", "--log-every", "1", "--meta-batch", "2", "--validation-episodes", "4", "--test-episodes", "8", "--test-steps", "2", "--pretrain-iterations", "3"]
+OPTIONS = """
+    --no-compile --iterations 6 --check-every 3 --log-every 1 --meta-batch 2 --validation-episodes 4
+    --test-episodes 8 --test-steps 2 --pretrain-iterations 3
+"""
+QUICK = OPTIONS.split()
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
