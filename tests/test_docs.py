@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
@@ -29,12 +29,12 @@ def snippets() -> Iterator[Any]:
             yield pytest.param(page, line, match[1], id=f"{page.name}:{line}")
 
 
-@pytest.mark.parametrize(("page", "line", "code"), snippets())
+@pytest.mark.parametrize(("page", "line", "code"), list(snippets()))
 def test_snippet_runs(page: Path, line: int, code: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     padded = "\n" * (line - 1) + code  # so that a traceback names the line of the page
-    exec(compile(padded, str(page), "exec"), {"__name__": "snippet"})
+    exec(compile(padded, str(page), "exec", dont_inherit=True), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.name for path in EXAMPLES])
@@ -65,7 +65,7 @@ def test_local_links_lead_somewhere(page: Path) -> None:
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
 def test_links_are_found() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from torch.nn import functional
 import fewstep
 from fewstep import InputError, Task, maml
 from fewstep.data import ClassEpisodes, SinusoidEpisodes
-from fewstep.evaluate import Evaluation, StepResult, evaluate
-from fewstep.learner import Learner
+from fewstep.evaluate import Evaluation, Metric, StepResult, evaluate
+from fewstep.learner import Learner, Point
 
 
 @pytest.fixture
@@ -61,6 +62,26 @@ def test_evaluation_turns_dropout_off_and_back_on() -> None:
     assert model[1].training
 
 
+def test_a_metric_of_the_users_own_and_the_loss(learner: Learner) -> None:
+    def absolute(point: Point, query: Any) -> torch.Tensor:
+        assert point.prediction is not None
+        return torch.mean((point.prediction - query[1]).abs(), dim=(1, 2))
+
+    episodes = SinusoidEpisodes(tasks=4)
+    mae = evaluate(learner, episodes, metric=Metric("mae", absolute), steps=1, count=4)
+    assert mae.metric == "mae"
+    assert mae.worth == -mae.last.mean
+    loss, mse = (evaluate(learner, episodes, metric=name, steps=1, count=4) for name in ("loss", "mse"))
+    assert loss.last.mean == pytest.approx(mse.last.mean, rel=1e-5)
+
+
+def test_modules_that_stay_in_eval_mode_stay_so(learner: Learner) -> None:
+    learner.get_submodule("model.1").eval()
+    evaluate(learner, SinusoidEpisodes(tasks=4), metric="mse", steps=1, count=4)
+    assert learner.training
+    assert not learner.get_submodule("model.1").training
+
+
 def test_a_diverged_mean_is_null_and_worth_least() -> None:
     diverged = Evaluation("mse", [StepResult(0, 1.0, 0.1), StepResult(1, float("nan"), float("nan"))], 10)
     assert json.loads(json.dumps(diverged.to_json(), allow_nan=False))["by_step"][1] == {
@@ -74,7 +95,7 @@ def test_a_diverged_mean_is_null_and_worth_least() -> None:
 
 def test_wrong_options(learner: Learner) -> None:
     episodes = SinusoidEpisodes(tasks=4)
-    with pytest.raises(InputError, match="one of accuracy, mse, but 'auc' came"):
+    with pytest.raises(InputError, match="one of accuracy, mse, loss, but 'auc' came"):
         evaluate(learner, episodes, metric="auc", steps=1)
     with pytest.raises(InputError, match="at least 2 episodes, but 1 came"):
         evaluate(learner, episodes, metric="mse", steps=1, count=1)

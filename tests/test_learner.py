@@ -138,6 +138,35 @@ def test_a_frozen_base_is_not_copied(sinusoids: Task) -> None:
     assert learner.objective.adapted == ["model.2.weight", "model.2.bias"]
 
 
+def test_freezing_after_the_learner_is_built_does_not_let_adapt_touch_the_model(sinusoids: Task) -> None:
+    model = fewstep.models.mlp(init="xavier")
+    learner = maml(model, functional.mse_loss, lr=0.1)
+    model.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    learner.adapt((sinusoids.support[0][0], sinusoids.support[1][0]))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("derivative", "flat"), [("none", True), ("exact", False)])
+def test_what_a_step_keeps(sinusoids: Task, derivative: Any, flat: bool) -> None:
+    """The exact derivative keeps the parameters of each step, the first-order one nothing."""
+
+    def kept(steps: int) -> int:
+        model = fewstep.models.mlp(init="xavier")
+        learner = maml(model, functional.mse_loss, lr=0.01, steps=steps, derivative=derivative)
+        found: dict[int, int] = {}
+        nodes: list[Any] = [learner(sinusoids).grad_fn]
+        while nodes:
+            node = nodes.pop()
+            found.update({t.data_ptr(): t.numel() for t in getattr(node, "saved_tensors", ())})
+            nodes += [parent for parent, _ in node.next_functions if parent is not None]
+        return sum(found.values())
+
+    few, many = kept(2), kept(12)
+    parameters = 4 * 1761  # of 4 tasks
+    assert (many == few) if flat else (0.9 * 10 * parameters < many - few < 1.3 * 10 * parameters)
+
+
 def test_state_dict_round_trip(learner: Learner, sinusoids: Task) -> None:
     other = maml(fewstep.models.mlp(), functional.mse_loss, lr=0.01, steps=2)
     other.load_state_dict(learner.state_dict())
@@ -239,6 +268,8 @@ def test_wrong_support_of_one_task() -> None:
         learner.adapt((X[0], Y[0] + 1))
     with pytest.raises(InputError, match="at least one example"):
         learner.adapt((X[0, :0], Y[0, :0]))
+    with pytest.raises(InputError, match="holds tensors only, but a float came"):
+        learner.adapt((1.0, Y[0]))
     with pytest.raises(InputError, match=r"expected fewstep.Task"):
         learner((X, Y))
 

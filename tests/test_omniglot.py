@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -29,16 +28,6 @@ SPLITS: tuple[Literal["train", "validation", "test"], ...] = ("train", "validati
 
 
 @pytest.fixture(scope="module")
-def data_root() -> Path:
-    """The folder with the real Omniglot."""
-    root = Path(os.environ.get("FEWSTEP_DATA") or Path(__file__).parents[2] / "shared" / "data")
-    for folder in (root / "omniglot", root):
-        if (folder / "images_background.zip").is_file():
-            return folder
-    pytest.skip(f"no Omniglot in {root}; set FEWSTEP_DATA")
-
-
-@pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One cache for the tests with the real data, so that they are decoded once."""
     with pytest.MonkeyPatch.context() as patch:
@@ -48,9 +37,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def nearest(data_root: Path, cache: Path) -> Arrays:
+def nearest(omniglot_root: Path, cache: Path) -> Arrays:
     """All pictures, as `omniglot` leaves them in the cache."""
-    load_omniglot("train", root=data_root)
+    load_omniglot("train", root=omniglot_root)
     (path,) = cache.glob("omniglot-nearest-*.npz")
     with np.load(path) as table:
         return dict(table)
@@ -112,8 +101,8 @@ def md5(path: Path) -> str:
     return "md5:" + hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def test_nearest_is_what_the_authors_feed(nearest: Arrays, data_root: Path) -> None:
-    with np.load(data_root / "omniglot28_nearest_bits.npz") as reference:
+def test_nearest_is_what_the_authors_feed(nearest: Arrays, omniglot_root: Path) -> None:
+    with np.load(omniglot_root / "omniglot28_nearest_bits.npz") as reference:
         bits = np.unpackbits(reference["images_packed"], axis=-1).reshape(1623, 20, 28, 28)
         row = {str(name): i for i, name in enumerate(reference["names"])}
     expected = bits[[row[str(name)] for name in nearest["names"]]] * 255
@@ -121,18 +110,18 @@ def test_nearest_is_what_the_authors_feed(nearest: Arrays, data_root: Path) -> N
     assert list(nearest["names"]) == sorted(row)
 
 
-def test_authors_splits(data_root: Path, nearest: Arrays) -> None:
-    parts = {split: load_omniglot(split, root=data_root) for split in SPLITS}
+def test_authors_splits(omniglot_root: Path, nearest: Arrays) -> None:
+    parts = {split: load_omniglot(split, root=omniglot_root) for split in SPLITS}
     assert [tuple(part.shape) for part in parts.values()] == [(n, 20, 1, 28, 28) for n in (1100, 100, 423)]
     assert all(part.dtype == torch.uint8 for part in parts.values())
     digests = [{picture.numpy().tobytes() for picture in part} for part in parts.values()]
     assert len(set.union(*digests)) == 1623  # distinct pictures, so distinct characters: no split shares one
     assert set.union(*digests) == {picture.tobytes() for picture in nearest["images"]}
-    assert not torch.equal(parts["validation"], load_omniglot("validation", root=data_root, split_seed=2))
+    assert not torch.equal(parts["validation"], load_omniglot("validation", root=omniglot_root, split_seed=2))
 
 
-def test_vinyals_splits(data_root: Path, nearest: Arrays) -> None:
-    parts = [load_omniglot(split, splits="vinyals", root=data_root) for split in SPLITS]
+def test_vinyals_splits(omniglot_root: Path, nearest: Arrays) -> None:
+    parts = [load_omniglot(split, splits="vinyals", root=omniglot_root) for split in SPLITS]
     assert [len(part) for part in parts] == [4 * 1028, 4 * 172, 4 * 423]
     upright = [{picture.numpy().tobytes() for picture in part[::4]} for part in parts]
     assert set.union(*upright) == {picture.tobytes() for picture in nearest["images"]}
@@ -142,8 +131,8 @@ def test_vinyals_splits(data_root: Path, nearest: Arrays) -> None:
         assert np.array_equal(part[8 + quarter, 3, 0].numpy(), turned)
 
 
-def test_antialias_is_graded(data_root: Path, nearest: Arrays) -> None:
-    with open_files(find_halves(data_root, download=False)) as files:
+def test_antialias_is_graded(omniglot_root: Path, nearest: Arrays) -> None:
+    with open_files(find_halves(omniglot_root, download=False)) as files:
         some = {name: value for name, value in files.items() if name.startswith(("Greek/", "Tibetan/"))}
         table = decode(some, "antialias", characters=24 + 42)
         drawn = Image.open(BytesIO(some["Greek/character05/0398_03.png"][2]())).convert("L")
@@ -156,10 +145,10 @@ def test_antialias_is_graded(data_root: Path, nearest: Arrays) -> None:
     assert 0.9 < agree < 1
 
 
-def test_decoded_once(data_root: Path, cache: Path, nearest: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = load_omniglot("test", root=data_root)
+def test_decoded_once(omniglot_root: Path, cache: Path, nearest: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_omniglot("test", root=omniglot_root)
     monkeypatch.setattr(module, "decode", lambda *_: pytest.fail("decoded again"))
-    assert torch.equal(load_omniglot("test", root=data_root), expected)
+    assert torch.equal(load_omniglot("test", root=omniglot_root), expected)
     assert not list(cache.glob("*.part"))
 
 

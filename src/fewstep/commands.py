@@ -43,6 +43,8 @@ def evaluate_run(path: Path, weights: str = "best", baselines: bool = True) -> d
     name, recipe = recipe_of(run)
     started = time.monotonic()
     learner = recipe.learner()
+    if weights == "best" and not (path / "best.safetensors").exists() and (path / "model.safetensors").exists():
+        raise InputError(f"{path} has not been validated yet; train on, or use --weights model")
     learner.load_state_dict(run.load_weights(f"{weights}.safetensors"))
     state = run.load_state()
     trained = 0 if state is None else state["step"] if weights == "model" else state["best"]["step"]
@@ -113,10 +115,11 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
     """Raise `InputError` where the folder holds a run with other settings."""
+    free = FREE_FIELDS - ({"iterations"} if now["schedule"] != "constant" else set())  # the schedule depends on them
     different = [
         f"{key} {before.get(key)!r} (now {value!r})"
         for key, value in now.items()
-        if before.get(key) != value and key not in FREE_FIELDS
+        if before.get(key) != value and key not in free
     ]
     if different:
         raise InputError(f"{out} holds a run with {', '.join(different)}; give the same options or another --out")

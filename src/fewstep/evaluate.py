@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fewstep.data.episodes import Episodes
 from fewstep.errors import InputError
-from fewstep.learner import Learner
-
-Metric = Callable[[Tensor, Tensor], Tensor]
+from fewstep.learner import Learner, Point
+from fewstep.task import Batch
 
 
 def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
@@ -35,7 +34,29 @@ def mse(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).square().flatten(1).mean(1)
 
 
-METRICS: dict[str, Metric] = {"accuracy": accuracy, "mse": mse}
+@dataclass(frozen=True)
+class Metric:
+    """A number [B] for each task, out of the learner's `Point` and the query batch, and which way is better."""
+
+    name: str
+    of: Callable[[Point, Batch], Tensor]
+    higher_is_better: bool = False
+
+
+def _with_prediction(of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Point, Batch], Tensor]:
+    def judge(point: Point, query: Batch) -> Tensor:
+        if point.prediction is None:
+            raise InputError("this metric needs a prediction, which only (x, y) batches have; use the metric 'loss'")
+        return of(point.prediction, query[1])
+
+    return judge
+
+
+METRICS = {
+    "accuracy": Metric("accuracy", _with_prediction(accuracy), higher_is_better=True),
+    "mse": Metric("mse", _with_prediction(mse)),
+    "loss": Metric("loss", lambda point, query: point.loss),
+}
 
 
 @dataclass(frozen=True)
@@ -55,6 +76,7 @@ class Evaluation:
     by_step: list[StepResult]
     episodes: int
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    higher_is_better: bool = False
 
     @property
     def last(self) -> StepResult:
@@ -63,7 +85,7 @@ class Evaluation:
     @property
     def worth(self) -> float:
         """The last mean as a number that is better when higher; a diverged result is worst."""
-        value = self.last.mean if self.metric == "accuracy" else -self.last.mean
+        value = self.last.mean if self.higher_is_better else -self.last.mean
         return value if isfinite(value) else -inf
 
     def to_json(self) -> dict[str, Any]:
@@ -78,39 +100,38 @@ def evaluate(
     learner: Learner,
     episodes: Episodes,
     *,
-    metric: str,
+    metric: str | Metric,
     steps: int,
     count: int = 600,
     protocol: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Adapt to the first `count` tasks of `episodes` and judge each by its query set after steps 0, 1, ..., `steps`.
 
+    metric : "accuracy", "mse", "loss" (the query loss), or a `Metric` of your own
     The interval is 1.96 standard deviations / sqrt(count), as in the paper. The learner is in eval mode meanwhile.
     """
-    if metric not in METRICS:
-        raise InputError(f"the metric must be one of {', '.join(METRICS)}, but {metric!r} came")
+    if isinstance(metric, str):
+        if metric not in METRICS:
+            raise InputError(f"the metric must be one of {', '.join(METRICS)}, but {metric!r} came")
+        metric = METRICS[metric]
     if count < 2:
         raise InputError(f"an interval needs at least 2 episodes, but {count} came")
-    was_training = learner.training
+    modes = [(module, module.training) for module in learner.modules()]
     learner.eval()
     try:
         batches = [_judge(learner, episodes, index, metric, steps) for index in range(ceil(count / episodes.tasks))]
     finally:
-        learner.train(was_training)
+        for module, mode in modes:
+            module.training = mode
     values = torch.cat(batches, dim=1)[:, :count].double()
     half = 1.96 * values.std(1) / sqrt(count)
     by_step = [
         StepResult(step, *pair) for step, pair in enumerate(zip(values.mean(1).tolist(), half.tolist(), strict=True))
     ]
-    return Evaluation(metric, by_step, count, dict(protocol or {}))
+    return Evaluation(metric.name, by_step, count, dict(protocol or {}), metric.higher_is_better)
 
 
-def _judge(learner: Learner, episodes: Episodes, index: int, metric: str, steps: int) -> Tensor:
+def _judge(learner: Learner, episodes: Episodes, index: int, metric: Metric, steps: int) -> Tensor:
     """The metric [steps + 1, tasks] of one batch of tasks."""
     tasks = episodes[index]
-    values = []
-    for point in learner.path(tasks, steps):
-        if point.prediction is None:
-            raise InputError(f"{metric} needs a prediction, which only (x, y) batches have")
-        values.append(METRICS[metric](point.prediction, tasks.query[1]))
-    return torch.stack(values)
+    return torch.stack([metric.of(point, tasks.query) for point in learner.path(tasks, steps)])

@@ -26,7 +26,12 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def inner_gradient(problem: Problem, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The loss [B] and its gradients by the adapted tensors [B, ...]; both can be differentiated once."""
+    """The loss [B] and its gradients by the adapted tensors [B, ...]; both can be differentiated once.
+
+    With the derivative "none" they are constants, of which nothing is kept.
+    """
+    if problem.derivative == "none":
+        tensors = [tensor.detach() for tensor in tensors]
     loss, *gradients = _InnerGradient.apply(problem, *tensors)  # type: ignore[no-untyped-call]
     return loss, gradients
 
@@ -51,8 +56,6 @@ class _InnerGradient(torch.autograd.Function):
         _refuse_twice()
         problem: Problem = ctx.problem
         moment, tensors = ctx.moment, ctx.saved_tensors
-        if problem.derivative == "none":
-            v = (None,) * len(v)
         if c is None and all(part is None for part in v):
             return (None,) * (1 + len(tensors))
         wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
@@ -79,10 +82,8 @@ class _InnerGradient(torch.autograd.Function):
             with moment.again():
                 zero = tensors[0].new_zeros(tensors[-1].shape[0])
                 return tuple(problem.product(tensors, moving, problem.theta, zero, u, per_task=True))
-        slope, *gradients = two_sided(problem, tensors, moving, u, problem.theta, moment)[1]
-        if problem.derivative == "none":
-            gradients = [torch.zeros_like(gradient) for gradient in gradients]
-        return (slope, *gradients)
+        _mean, slope = two_sided(problem, tensors, moving, u, problem.theta, moment)
+        return tuple(slope)
 
 
 class _TaskLoss(torch.autograd.Function):

@@ -103,7 +103,8 @@ class Learner(nn.Module):
         check_examples(support, "support")
         with torch.no_grad(), guard(self.objective, Task(support, support)):
             theta = _last(self.inner_loop(support, self._steps(steps)))
-        frozen = {id(value): value for value in self.model.parameters() if not value.requires_grad}
+        trainable = {id(value) for value in self.objective.parameters([*theta, *self.objective.shared])}
+        frozen = {id(value): value for value in self.model.parameters() if id(value) not in trainable}
         adapted = copy.deepcopy(self.model, memo=frozen)  # a frozen base is shared, not copied
         own = {f"model.{name}": value for name, value in adapted.named_parameters()}
         for name, value in self.of_task(theta, 0).items():

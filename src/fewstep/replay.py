@@ -22,7 +22,7 @@ class Moment:
 
     @classmethod
     def now(cls, device: torch.device) -> Moment:
-        accelerator = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        accelerator = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(*_which(device))
         return cls(
             device,
             torch.get_rng_state(),
@@ -45,4 +45,9 @@ class Moment:
     def _restore_random(self) -> None:
         torch.set_rng_state(self.cpu)
         if self.accelerator is not None:
-            torch.cuda.set_rng_state(self.accelerator, self.device)
+            torch.get_device_module(self.device).set_rng_state(self.accelerator, *_which(self.device))
+
+
+def _which(device: torch.device) -> tuple[torch.device, ...]:
+    """What the generator functions of a device's module take: that for Apple's GPU, the only one, takes no device."""
+    return () if device.type == "mps" else (device,)

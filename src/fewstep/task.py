@@ -45,7 +45,15 @@ class Task(NamedTuple):
 
 def one_task(batch: Batch) -> Batch:
     """Give the tensors of one task the leading task axis of length 1."""
+    check_tensors(batch)
     return tree_map(lambda leaf: leaf.unsqueeze(0), batch)
+
+
+def check_tensors(batch: Batch) -> None:
+    """Raise `InputError` where a batch holds something else than tensors."""
+    for leaf in tree_leaves(batch):
+        if not isinstance(leaf, Tensor):
+            raise InputError(f"a task holds tensors only, but a {type(leaf).__name__} came: {leaf!r:.60}")
 
 
 def task_count(batch: Batch) -> int:
@@ -56,9 +64,8 @@ def task_count(batch: Batch) -> int:
     leaves = tree_leaves(batch)
     if not leaves:
         raise InputError("a batch of tasks holds no tensor; expected Task(support=(x, y), query=(x, y))")
+    check_tensors(batch)
     for leaf in leaves:
-        if not isinstance(leaf, Tensor):
-            raise InputError(f"a task holds tensors only, but a {type(leaf).__name__} came: {leaf!r:.60}")
         if leaf.dim() == 0:
             raise InputError("every tensor of a task needs a leading task axis, but a scalar came")
         if leaf.numel() == 0:

@@ -63,7 +63,6 @@ def train(
     optimizer = torch.optim.Adam(learner.parameters(), lr=training.lr)
     step, best, seconds = _resume(learner, optimizer, run)
     started = time.monotonic() - seconds
-    learner.train()
     with _stop_requested() as stop:
         while step < training.iterations:  # line 2
             tasks = episodes[step]  # lines 3, 5, 8

@@ -52,7 +52,7 @@ class ClassificationRecipe(Recipe):
     def summary(self) -> str:
         return (
             f"{self.ways}-way {self.shots}-shot classification, {self.network} net: inner rate {self.inner_lr}, "
-            f"{self.inner_steps} step{'s'[: self.inner_steps - 1]}, {self.meta_batch} tasks"
+            f"inner steps {self.inner_steps}, {self.meta_batch} tasks"
         )
 
     def model(self) -> nn.Module:

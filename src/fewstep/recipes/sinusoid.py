@@ -45,7 +45,7 @@ class SinusoidRecipe(Recipe):
     @property
     def summary(self) -> str:
         return (
-            f"sinusoid regression, trained on {self.shots} shots: inner rate {self.inner_lr}, {self.inner_steps} step"
+            f"sinusoid regression, trained on {self.shots} shots: inner rate {self.inner_lr}, {self.meta_batch} tasks"
         )
 
     def model(self) -> nn.Module:

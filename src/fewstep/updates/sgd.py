@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 from fewstep.errors import InputError
 from fewstep.functional import Tensors
@@ -22,8 +23,8 @@ class SGD:
     lr: float
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise InputError(f"the inner learning rate must be above 0, but {self.lr} came")
+        if not 0 < self.lr < inf:
+            raise InputError(f"the inner learning rate must be above 0 and finite, but {self.lr} came")
 
     def __call__(self, theta: Tensors, gradient: Tensors, state: None, step: int) -> tuple[Tensors, None]:
         return {name: value.add(gradient[name], alpha=-self.lr) for name, value in theta.items()}, state
