@@ -155,11 +155,14 @@ def test_what_a_step_keeps(sinusoids: Task, derivative: Any, flat: bool) -> None
         model = fewstep.models.mlp(init="xavier")
         learner = maml(model, functional.mse_loss, lr=0.01, steps=steps, derivative=derivative)
         found: dict[int, int] = {}
+        seen: set[Any] = set()
         nodes: list[Any] = [learner(sinusoids).grad_fn]
         while nodes:
             node = nodes.pop()
-            found.update({t.data_ptr(): t.numel() for t in getattr(node, "saved_tensors", ())})
-            nodes += [parent for parent, _ in node.next_functions if parent is not None]
+            if node is not None and node not in seen:
+                seen.add(node)
+                found.update({t.data_ptr(): t.numel() for t in getattr(node, "saved_tensors", ())})
+                nodes += [parent for parent, _ in node.next_functions]
         return sum(found.values())
 
     few, many = kept(2), kept(12)
