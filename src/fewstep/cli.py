@@ -88,11 +88,13 @@ class _Evaluate:
     """The weights that were best in validation, or the last ones."""
     baselines: bool = True
     """Also train (once) and judge the baselines."""
+    episodes: int | None = None
+    """Test tasks; None takes as many as the recipe says."""
 
 
 def _evaluate(arguments: list[str]) -> None:
     options = _parsed(_Evaluate, "fewstep evaluate", arguments)
-    evaluation = evaluate_run(options.run, options.weights, options.baselines)
+    evaluation = evaluate_run(options.run, options.weights, options.baselines, options.episodes)
     console = Console()
     for protocol in (evaluation, *evaluation["other_protocols"]):
         console.print(table({**evaluation, **protocol}))

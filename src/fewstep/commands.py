@@ -37,10 +37,14 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     narrate(f"trained; now: fewstep evaluate {out}")
 
 
-def evaluate_run(path: Path, weights: str = "best", baselines: bool = True) -> dict[str, Any]:
+def evaluate_run(
+    path: Path, weights: str = "best", baselines: bool = True, episodes: int | None = None
+) -> dict[str, Any]:
     """Judge a run on the test tasks of its recipe, beside the baselines, and write evaluation.json."""
     run = Run(path)
     name, recipe = recipe_of(run)
+    if episodes is not None:
+        recipe = dataclasses.replace(recipe, test_episodes=episodes)
     started = time.monotonic()
     learner = recipe.learner()
     if weights == "best" and not (path / "best.safetensors").exists() and (path / "model.safetensors").exists():
@@ -50,12 +54,12 @@ def evaluate_run(path: Path, weights: str = "best", baselines: bool = True) -> d
     trained = 0 if state is None else state["step"] if weights == "model" else state["best"]["step"]
     contenders = contenders_of(recipe, run) if baselines else []
     results = []
-    for title, episodes in recipe.protocols().items():
-        entry = _entry(recipe, learner, episodes, recipe.test_steps)
+    for title, tasks in recipe.protocols().items():
+        entry = _entry(recipe, learner, tasks, recipe.test_steps)
         unadapted = {**entry, "by_step": entry["by_step"][:1]}
         entry["baselines"] = {"the same net without adaptation": unadapted}
         for c in contenders:
-            judged = _entry(recipe, c.learner, c.baseline.view(episodes), c.baseline.steps)
+            judged = _entry(recipe, c.learner, c.baseline.view(tasks), c.baseline.steps)
             judged["protocol"]["inner_lr"] = c.about.get("fine_tuning_lr")
             entry["baselines"][c.baseline.name] = {**judged, **c.about}
         results.append({"name": title, **entry})

@@ -38,7 +38,7 @@ class SinusoidRecipe(Recipe):
     pretrain_iterations: int | None = None
     """Iterations of the baselines that are trained on all tasks; None takes as many as `iterations`."""
     ablations: bool = True
-    """Also train the paper's multi-task ablations (table 2), which takes about two minutes."""
+    """Also train the paper's multi-task ablations (table 2), which takes several minutes."""
 
     metric: ClassVar[str] = "mse"
 
