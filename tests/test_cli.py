@@ -158,6 +158,15 @@ def test_mistakes_are_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_of_a_missing_device_is_evaluated_on_the_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["train", "sinusoid", *QUICK, "--out", str(tmp_path)])
+    run = Run(tmp_path)
+    run.write_json("config.json", {**run.read_json("config.json"), "device": "meta:1:2"})
+    main(["evaluate", str(tmp_path), "--no-baselines", "--episodes", "5"])
+    assert "computing on the CPU" in capsys.readouterr().err
+    assert run.read_json("evaluation.json")["episodes"] == 5
+
+
 def test_an_untrained_run_and_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "sinusoid", *QUICK, "--out", str(tmp_path)])
     capsys.readouterr()

@@ -15,6 +15,7 @@ from fewstep.evaluate import evaluate
 from fewstep.learner import Learner
 from fewstep.progress import narrate, progress
 from fewstep.recipes import RECIPES, Recipe
+from fewstep.recipes.base import usable
 from fewstep.run import Run
 from fewstep.train import train
 
@@ -110,6 +111,9 @@ def recipe_of(run: Run) -> tuple[str, Recipe]:
         raise InputError(f"{run.path / 'config.json'} has the unknown fields {', '.join(sorted(unknown))}")
     if config.get("root") is not None:
         config["root"] = Path(config["root"])
+    if not usable(config.get("device", "cpu")):
+        narrate(f"this machine has no {config['device']}, with which {run.path} was made; computing on the CPU")
+        config["device"] = "cpu"
     return name, dataclasses.replace(RECIPES[name], **config)
 
 

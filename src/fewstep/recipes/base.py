@@ -73,10 +73,8 @@ class Recipe(ABC):
         for name in counts:
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, but {getattr(self, name)} came")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InputError(f"--device {self.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+        if not usable(self.device):
+            raise InputError(f"--device {self.device!r} cannot be used here; choose another, such as cpu")
 
     @property
     @abstractmethod
@@ -140,3 +138,12 @@ class Recipe(ABC):
             "validation": 3 * self.evaluation_seed + 1,
             "test": 3 * self.evaluation_seed + 2,
         }[split]
+
+
+def usable(device: str) -> bool:
+    """Whether a tensor can be made on this device here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        return False
+    return True
