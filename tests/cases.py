@@ -82,7 +82,21 @@ def _normed(norm: nn.Module) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3))
 
 
+class Scaled(nn.Module):
+    """Its first parameter has no axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.linear = nn.Linear(2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.scale * self.linear(x).tanh()
+        return result
+
+
 CASES = [
+    Case("scalar parameter", Scaled, (2,)),
     Case("mlp", lambda: models.mlp(1, 1, (8, 8), init="xavier"), (1,)),
     Case("mlp with norm", lambda: models.mlp(9, 3, (8, 8), norm=True, init="xavier"), (9,), ways=3, adapt="~*.offset"),
     Case("head only", lambda: models.mlp(2, 1, (8, 8), init="xavier"), (2,), adapt="5.*"),

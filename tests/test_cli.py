@@ -140,6 +140,13 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path: Path, capsys: pytest
         (["train", "sinusoid", "--derivative", "third"], "'third'"),
         (["train", "glyphs-5way-1shot", "--ways", "9999", "--out", "unused"], "9999 ways asked of"),
         (["train", "sinusoid", "--inner-lr", "-1", "--out", "unused"], "inner learning rate must be above 0"),
+        (["train", "sinusoid", "--clip", "-1"], "--clip must be above 0, but -1.0 came"),
+        (["train", "sinusoid", "--meta-lr", "nan"], "--meta-lr must be above 0 and finite, but nan came"),
+        (["train", "sinusoid", "--seed", "99999999999999999999"], "--seed must be from 0 to 2^60"),
+        (["train", "sinusoid", "--validation-episodes", "1"], "--validation-episodes must be at least 2, but 1 came"),
+        (["train", "sinusoid", "--device", "meta"], "--device 'meta' cannot be used"),
+        (["train", "glyphs-5way-1shot", "--queries", "0", "--out", "unused"], "at least 1"),
+        (["list"], "say what to list"),
         (["evaluate", "nowhere"], "nowhere/config.json is not there"),
         (["evaluate"], "PATH"),
         (["report", "nowhere"], "nowhere is not the folder of a run"),
@@ -165,6 +172,20 @@ def test_a_run_of_a_missing_device_is_evaluated_on_the_cpu(tmp_path: Path, capsy
     main(["evaluate", str(tmp_path), "--no-baselines", "--episodes", "5"])
     assert "computing on the CPU" in capsys.readouterr().err
     assert run.read_json("evaluation.json")["episodes"] == 5
+
+
+def test_out_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert "cannot write" in fails(capsys, "train", "sinusoid", *QUICK, "--out", str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("config", ["[]", '{"recipe": ["a"]}', '{"recipe": "sinusoid", "shots": "ten"}', "{"])
+def test_a_damaged_config(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text(config)
+    for command in (["evaluate", str(tmp_path)], ["train", "sinusoid", *QUICK, "--out", str(tmp_path)]):
+        assert "config.json" in fails(capsys, *command)
+    assert (tmp_path / "config.json").read_text() == config
 
 
 def test_an_untrained_run_and_a_damaged_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from fewstep import InputError, Learner, Task, maml
 from fewstep.data import ClassEpisodes, SinusoidEpisodes
 from fewstep.functional import Tensors
 from fewstep.updates import SGD
+from tests.reference import meta_gradient, relative_error
 
 
 @pytest.fixture
@@ -183,7 +184,94 @@ def test_dtype_is_kept(learner: Learner, sinusoids: Task) -> None:
     assert double(tasks).dtype == torch.float64
 
 
+def test_a_rule_may_give_its_tensors_in_any_order_and_leave_some_alone() -> None:
+    """Against plain autograd; the parameter left alone has a size equal to the number of tasks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    x, y = torch.randn(3, 4, 1, dtype=torch.float64), torch.randn(3, 4, 1, dtype=torch.float64)
+
+    def rule(theta: Tensors, gradient: Tensors, state: Any, step: int) -> tuple[Tensors, Any]:
+        moved = [name for name in reversed(theta) if step == 1 or name != "model.0.bias"]
+        new = {name: theta[name] - 0.1 * gradient[name] for name in moved}
+        return {**new, **{name: theta[name] for name in theta if name not in new}}, state
+
+    ours = Learner(model, functional.mse_loss, rule, steps=2)(Task((x, y), (x, y)))
+    losses = []
+    for i in range(3):
+        own: Tensors = dict(model.named_parameters())
+        for step in range(2):
+            value = functional.mse_loss(torch.func.functional_call(model, own, (x[i],)), y[i])
+            grads = dict(zip(own, torch.autograd.grad(value, list(own.values()), create_graph=True), strict=True))
+            own = {n: t.clone() if step == 0 and n == "0.bias" else t - 0.1 * grads[n] for n, t in own.items()}
+        losses.append(functional.mse_loss(torch.func.functional_call(model, own, (x[i],)), y[i]))
+    parameters = list(model.parameters())
+    truth = meta_gradient(torch.stack(losses), parameters)
+    assert relative_error(meta_gradient(ours, parameters), truth) < 1e-12
+
+
 # Input that cannot work
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (lambda theta, gradient, state, step: ({}, state), "must return the tensors model.1.weight"),
+        (lambda theta, gradient, state, step: ({n: t.sum() for n, t in theta.items()}, state), "instead of"),
+    ],
+)
+def test_a_rule_that_returns_something_else(sinusoids: Task, rule: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Learner(fewstep.models.mlp(), functional.mse_loss, rule, steps=1)(sinusoids)
+
+
+@pytest.mark.parametrize("engine", ["vmap", "loop"])
+def test_what_would_silently_lose_a_derivative_is_refused(sinusoids: Task, engine: Any) -> None:
+    scale = nn.Parameter(torch.ones(()))
+    with pytest.raises(InputError, match="depends on a parameter that is neither the model's nor its own"):
+        maml(fewstep.models.mlp(), lambda p, y: scale * functional.mse_loss(p, y), lr=0.1, engine=engine)(sinusoids)
+
+    learner = maml(nn.Sequential(nn.Linear(1, 3), nn.Dropout(0.5), nn.Linear(3, 1)), functional.mse_loss, lr=0.1)
+    losses = learner(sinusoids)
+    learner.eval()
+    with pytest.raises(InputError, match="from train to eval mode"):
+        losses.sum().backward()
+    learner.model[2] = nn.Linear(3, 1)  # type: ignore[operator]
+    with pytest.raises(InputError, match="replaced after the learner was built"):
+        learner(sinusoids)
+
+
+@pytest.mark.parametrize("kind", ["batch", "layer", "group", "instance"])
+@pytest.mark.parametrize("adapt", ["bias", "*"])
+def test_a_norm_with_a_bias_and_no_weight_is_refused(kind: str, adapt: str) -> None:
+    class Norm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.bias = nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.linear(x)
+            return {
+                "batch": lambda: functional.batch_norm(hidden, None, None, None, self.bias, training=True),
+                "layer": lambda: functional.layer_norm(hidden, (4,), None, self.bias),
+                "group": lambda: functional.group_norm(hidden, 2, None, self.bias),
+                "instance": lambda: functional.instance_norm(hidden[..., None].expand(-1, -1, 2), bias=self.bias)[
+                    ..., 0
+                ],
+            }[kind]()
+
+    x = torch.randn(2, 5, 4)
+    with pytest.raises(InputError, match="norm with a bias and no weight"):
+        maml(Norm(), functional.mse_loss, lr=0.1, adapt=adapt)(Task((x, x), (x, x)))
+    first_order = maml(Norm(), functional.mse_loss, lr=0.1, adapt=adapt, derivative="none", engine="loop")
+    assert first_order(Task((x, x), (x, x))).isfinite().all()
+
+
+def test_finite_differences_in_half_precision_are_refused(sinusoids: Task) -> None:
+    tasks = Task(*((x.bfloat16(), y.bfloat16()) for x, y in sinusoids))
+    learner = maml(fewstep.models.mlp().bfloat16(), functional.mse_loss, lr=0.1, derivative="finite_difference")
+    with pytest.raises(InputError, match="are noise"):
+        learner(tasks).sum().backward()
 
 
 def test_running_statistics_are_refused_with_the_two_ways_out(sinusoids: Task) -> None:

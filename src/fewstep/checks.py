@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fewstep.errors import FewstepError, InputError
 from fewstep.functional import Objective, is_pair
+from fewstep.replay import Moment
 from fewstep.task import Batch, Task, map_tensors, task_count
 
 
@@ -47,9 +49,56 @@ def check_values(tasks: Task) -> None:
                 )
 
 
+def check_values_behind(loss: Tensor, tasks: Task) -> None:
+    """Where a loss [B] is not finite, raise `InputError` if the tasks are not either. On the CPU only: it waits."""
+    if loss.device.type == "cpu" and not torch.isfinite(loss).all():
+        check_values(tasks)
+
+
+def look_once(objective: Objective, tasks: Task, *, exact: bool) -> None:
+    """Run the loss of one task once, to find what would silently take derivatives away.
+
+    A loss may depend on no parameter but those that it is handed. And PyTorch loses the derivative of a bias's own
+    gradient in fused norms that have a bias and no weight (`tests/test_gradient.py` pins the fault).
+    """
+    if objective.looked_at:
+        return
+    batch = map_tensors(lambda leaf: leaf[0].detach(), tasks.support)
+    names = [*objective.adapted, *objective.shared]
+    own = {name: value.detach() for name, value in zip(names, objective.parameters(names), strict=True)}
+    device = tree_leaves(batch)[0].device
+    with torch.enable_grad(), Moment.now(device).again(), _NormsWithoutWeight(exact):
+        loss = objective(own, batch)
+    if loss.requires_grad:
+        raise InputError(
+            "the loss depends on a parameter that is neither the model's nor its own, whose gradient would be lost; "
+            "make the loss an nn.Module that holds it"
+        )
+    objective.looked_at = True
+
+
+class _NormsWithoutWeight(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raise `InputError` at a fused norm with a bias and without a weight."""
+
+    def __init__(self, exact: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.exact = exact
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.exact and "norm" in func.__name__:
+            given = dict(zip([argument.name for argument in func._schema.arguments], args, strict=False))
+            if given.get("bias") is not None and given.get("weight", 0) is None:
+                raise InputError(
+                    f"{func.__name__.split('.')[0]} with a bias and no weight loses second derivatives in PyTorch; add "
+                    "the bias yourself, pass a weight of ones, or use the derivative 'finite_difference'"
+                )
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
 def guard(objective: Objective, tasks: Task) -> Iterator[None]:
     """Refuse what would make gradients wrong, and name the input where it is what made the model or the loss fail."""
+    objective.check_structure()
     objective.check_running_statistics()
     written = objective.buffer_versions()
     try:

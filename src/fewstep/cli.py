@@ -115,7 +115,9 @@ def _report(arguments: list[str]) -> None:
 
 
 def _list(arguments: list[str]) -> None:
-    what = _known("list", arguments[0] if arguments else "", ["recipes", "algorithms", "datasets"])
+    if len(arguments) != 1:
+        raise InputError("say what to list: fewstep list recipes, algorithms or datasets")
+    what = _known("list", arguments[0], ["recipes", "algorithms", "datasets"])
     entries = {
         "recipes": {name: recipe.summary for name, recipe in RECIPES.items()},
         "algorithms": {name: getattr(fewstep, name).__doc__ for name in algorithms},

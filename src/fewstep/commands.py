@@ -28,8 +28,10 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     run = Run(out)
     config = {"recipe": name, **_plain(recipe)}
     if run.exists:
+        recipe_of(run)
         _check_same(run.read_json("config.json"), config, out)
     learner, episodes, state = recipe.learner(), recipe.episodes("train"), run.load_state()
+    recipe.protocols()  # what cannot be evaluated is not worth training
     run.write_json("config.json", config)
     done = state["step"] if state else 0
     narrate(f"{name}: iteration {done} of {recipe.iterations}, in {out}")
@@ -50,9 +52,7 @@ def evaluate_run(
     learner = recipe.learner()
     if weights == "best" and not (path / "best.safetensors").exists() and (path / "model.safetensors").exists():
         raise InputError(f"{path} has not been validated yet; train on, or use --weights model")
-    learner.load_state_dict(run.load_weights(f"{weights}.safetensors"))
-    state = run.load_state()
-    trained = 0 if state is None else state["step"] if weights == "model" else state["best"]["step"]
+    run.restore(f"{weights}.safetensors", learner)
     contenders = contenders_of(recipe, run) if baselines else []
     results = []
     for title, tasks in recipe.protocols().items():
@@ -68,7 +68,7 @@ def evaluate_run(
         "recipe": name,
         **results[0],
         "seed": recipe.seed,
-        "iterations": trained,
+        "iterations": run.step_of(f"{weights}.safetensors"),
         "weights": weights,
         "seconds": round(time.monotonic() - started, 1),
         "other_protocols": results[1:],
@@ -103,8 +103,8 @@ def _entry(recipe: Recipe, learner: Learner, episodes: Episodes, steps: int) -> 
 def recipe_of(run: Run) -> tuple[str, Recipe]:
     """The recipe that a run was made with."""
     config = run.read_json("config.json")
-    name = config.pop("recipe", None)
-    if name not in RECIPES:
+    name = config.pop("recipe", None) if isinstance(config, dict) else None
+    if not isinstance(name, str) or name not in RECIPES:
         raise InputError(f"{run.path / 'config.json'} names the recipe {name!r}; there are: {', '.join(RECIPES)}")
     fields = {field.name for field in dataclasses.fields(RECIPES[name])}
     if unknown := set(config) - fields:
@@ -114,7 +114,10 @@ def recipe_of(run: Run) -> tuple[str, Recipe]:
     if not usable(config.get("device", "cpu")):
         narrate(f"this machine has no {config['device']}, with which {run.path} was made; computing on the CPU")
         config["device"] = "cpu"
-    return name, dataclasses.replace(RECIPES[name], **config)
+    try:
+        return name, dataclasses.replace(RECIPES[name], **config)
+    except TypeError as error:
+        raise InputError(f"{run.path / 'config.json'} has a field of the wrong type: {error}") from error
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from fewstep.errors import InputError
 from fewstep.problem import Problem
 from fewstep.replay import Moment
 
@@ -28,6 +29,10 @@ def two_sided(problem: Problem, tensors: Sequence[Tensor], moving: Sequence[int]
              for i, u in zip(moving, directions, strict=True)]  # fmt: skip
     start, length = norms([full[i] for i in moving]), norms(along)
     info = torch.finfo(length.dtype)
+    if info.eps > 1e-6:
+        raise InputError(
+            f"finite differences of {length.dtype} are noise; use float32 or float64, or another derivative"
+        )
     d = info.eps ** (1 / 3) * (1 + start) / length.clamp_min(info.tiny)
 
     sides = []
@@ -44,7 +49,7 @@ def two_sided(problem: Problem, tensors: Sequence[Tensor], moving: Sequence[int]
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """The length [B] of each task's tensors, taken as one long vector."""
-    return torch.stack([tensor.flatten(1).square().sum(1) for tensor in tensors]).sum(0).sqrt()
+    return torch.stack([tensor.reshape(len(tensor), -1).square().sum(1) for tensor in tensors]).sum(0).sqrt()
 
 
 def scaled(factor: Tensor, tensor: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class Objective:
         # Looking names up in a module is slow, and its structure does not change: remember who owns what.
         self._parameters = _owners(self._module, own)
         self._buffers = _owners(self._module, [name for name, _ in self._module.named_buffers()])
+        self._modules = list(self._module.modules())
+        self.looked_at = False  # see `checks.look_once`
         self._norms = [(name, m) for name, m in model.named_modules() if getattr(m, "running_mean", None) is not None]
         self.check_running_statistics()
 
@@ -71,6 +73,18 @@ class Objective:
     def buffer_versions(self) -> dict[str, int]:
         """How often each buffer has been written in place: `check_buffers` compares."""
         return {name: value._version for name, value in self.buffers().items()}
+
+    def modes(self) -> list[bool]:
+        """Which submodules are in train mode."""
+        return [module.training for module in self._modules]
+
+    def check_structure(self) -> None:
+        """Raise `InputError` where a submodule was replaced: the tensors of the old one would be used."""
+        now = list(self._module.modules())
+        if len(now) != len(self._modules) or any(a is not b for a, b in zip(now, self._modules, strict=True)):
+            raise InputError(
+                "a submodule of the model was replaced after the learner was built; build the learner again"
+            )
 
     def check_running_statistics(self) -> None:
         """Raise `InputError` where a norm layer would update running statistics inside the inner loop."""

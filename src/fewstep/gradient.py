@@ -45,7 +45,7 @@ def task_loss(problem: Problem, tensors: Sequence[Tensor]) -> Tensor:
 class _InnerGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.problem, ctx.moment = problem, Moment.now(tensors[-1].device)
+        ctx.problem, ctx.moment, ctx.modes = problem, Moment.now(tensors[-1].device), problem.objective.modes()
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
@@ -58,6 +58,8 @@ class _InnerGradient(torch.autograd.Function):
         moment, tensors = ctx.moment, ctx.saved_tensors
         if c is None and all(part is None for part in v):
             return (None,) * (1 + len(tensors))
+        if ctx.modes != problem.objective.modes():
+            raise InputError("the model went from train to eval mode, or back, between forward and backward pass")
         wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
         count = tensors[-1].shape[0]
         c = tensors[0].new_zeros(count) if c is None else c
@@ -93,6 +95,7 @@ class _TaskLoss(torch.autograd.Function):
     def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> Tensor:
         ctx.problem, ctx.count = problem, len(tensors)
         ctx.wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
+        ctx.set_materialize_grads(False)
         loss, *gradients = problem.gradient(tensors, ctx.wanted)
         ctx.save_for_backward(*gradients)
         ctx.save_for_forward(*gradients)
@@ -110,8 +113,10 @@ class _TaskLoss(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
+        if any(tangent is not None and i not in ctx.wanted for i, tangent in enumerate(tangents)):
+            raise InputError("forward mode by an input of the query loss needs requires_grad=True on that input")
         slopes = [
-            (gradient * tangent).flatten(1).sum(1)
+            (gradient * tangent).reshape(len(gradient), -1).sum(1)
             for i, gradient in zip(ctx.wanted, ctx.saved_tensors, strict=True)
             if (tangent := tangents[i]) is not None
         ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from fewstep.checks import check_examples, check_tasks, check_values, guard
+from fewstep.checks import check_examples, check_tasks, check_values, check_values_behind, guard, look_once
 from fewstep.engine import Engine
 from fewstep.errors import DivergenceError, InputError
 from fewstep.functional import Loss, Objective, Tensors, tensors_by_name
@@ -74,10 +74,10 @@ class Learner(nn.Module):
         """
         check_tasks(tasks)
         with guard(self.objective, tasks):
+            look_once(self.objective, tasks, exact=self.derivative == "exact")
             theta = _last(self.inner_loop(tasks.support, self.steps))
             loss = task_loss(*self._problem(theta, tasks.query))
-        if loss.device.type == "cpu" and not torch.isfinite(loss).all():
-            check_values(tasks)
+        check_values_behind(loss, tasks)
         return loss
 
     def inner_loop(self, support: Batch, steps: int) -> Iterator[Tensors]:
@@ -91,6 +91,7 @@ class Learner(nn.Module):
         for step in range(steps):
             _, gradients = inner_gradient(*self._problem(theta, support))  # line 6
             theta, state = self.update(theta, tensors_by_name(list(theta), gradients), state, step)  # line 7
+            theta = self._in_order(theta, len(gradients[0]))
             yield theta
 
     def adapt(self, support: Batch, steps: int | None = None) -> nn.Module:
@@ -123,6 +124,7 @@ class Learner(nn.Module):
             for theta in self.inner_loop(tasks.support, self._steps(steps)):
                 problem, tensors = self._problem(theta, tasks.query)
                 loss, *prediction = problem.evaluate(tensors)
+                check_values_behind(loss, tasks)
                 points.append(Point(loss, prediction[0] if prediction else None))
         return points
 
@@ -132,6 +134,22 @@ class Learner(nn.Module):
         leaves, form = tree_flatten(batch)
         problem = Problem(self.objective, self.engine, self.derivative, self.is_stacked(theta), form, len(leaves))
         return problem, [*theta.values(), *shared, *leaves]
+
+    def _in_order(self, theta: Tensors, count: int) -> Tensors:
+        """What an update rule returned, each tensor with its task axis; `InputError` where names or shapes are off."""
+        names = self.objective.adapted
+        if set(theta) != set(names):
+            raise InputError(f"the update rule must return the tensors {', '.join(names)}, but {', '.join(theta)} came")
+        result = {}
+        for name, own in zip(names, self.objective.parameters(names), strict=True):
+            value = theta[name]
+            if value.shape == own.shape:  # left alone at step 0
+                value = value.expand(count, *own.shape)
+            if value.shape != (count, *own.shape):
+                came, expected = tuple(value.shape), (count, *own.shape)
+                raise InputError(f"the update rule returned '{name}' with the shape {came} instead of {expected}")
+            result[name] = value
+        return result
 
     def is_stacked(self, theta: Tensors) -> bool:
         """Whether adapted parameters have a task axis: at the start of adaptation they have none."""

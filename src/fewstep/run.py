@@ -6,13 +6,14 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import InputError
 
@@ -46,7 +47,8 @@ class Run:
                 os.fsync(file.fileno())
             part.replace(target)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
             raise InputError(
                 f"cannot write {target}: {error.strerror}; what was saved before is intact. Free space or choose "
                 "another --out, and run the same command again"
@@ -61,12 +63,25 @@ class Run:
         with self._reading(name) as path:
             return json.loads(path.read_text())
 
-    def save_weights(self, name: str, state: Mapping[str, Tensor]) -> None:
-        self.write(name, safetensors.torch.save({key: value.detach().cpu().clone() for key, value in state.items()}))
+    def save_weights(self, name: str, state: Mapping[str, Tensor], step: int = 0) -> None:
+        """Keep tensors, and the iteration that they are of."""
+        tensors = {key: value.detach().cpu().clone() for key, value in state.items()}
+        self.write(name, safetensors.torch.save(tensors, metadata={"step": str(step)}))
 
     def load_weights(self, name: str) -> dict[str, Tensor]:
         with self._reading(name) as path:
             return dict(safetensors.torch.load(path.read_bytes()))
+
+    def restore(self, name: str, module: nn.Module) -> None:
+        """Load the weights `name` into `module`; `InputError` where they are of another one."""
+        weights = self.load_weights(name)
+        with self._reading(name):
+            module.load_state_dict(weights)
+
+    def step_of(self, name: str) -> int:
+        """The iteration that the weights `name` are of."""
+        with self._reading(name) as path, safetensors.safe_open(path, framework="pt") as file:
+            return int(file.metadata()["step"])
 
     def save_state(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
@@ -94,10 +109,10 @@ class Run:
         path = self.path / "metrics.jsonl"
         events = []
         for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                events.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+            with suppress(json.JSONDecodeError):
+                event = json.loads(line)
+                if isinstance(event, dict) and isinstance(event.get("step"), int):
+                    events.append(event)
         return events
 
     def forget_metrics_after(self, step: int) -> None:

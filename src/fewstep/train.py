@@ -84,7 +84,7 @@ def train(
                 result = validate(learner)
                 if best is None or result.worth > best["worth"]:
                     best = {"step": step, "worth": result.worth}
-                    run.save_weights("best.safetensors", learner.state_dict())
+                    run.save_weights("best.safetensors", learner.state_dict(), step)
                 by_step = [point["mean"] for point in result.to_json()["by_step"]]
                 _log(run, report, {"step": step, f"validation_{result.metric}": by_step, "best_step": best["step"]})
             if step % training.check_every == 0 or at_end or stop.is_set():
@@ -112,7 +112,7 @@ def _save(
     if torch.cuda.is_available():
         state["cuda_random"] = torch.cuda.get_rng_state_all()
     run.save_state(state)
-    run.save_weights("model.safetensors", learner.state_dict())
+    run.save_weights("model.safetensors", learner.state_dict(), step)
 
 
 def _resume(learner: Learner, optimizer: torch.optim.Optimizer, run: Run) -> tuple[int, Best | None, float]:

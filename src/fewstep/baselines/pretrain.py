@@ -53,5 +53,5 @@ def pretrain_on_classes(
         if rotate:
             x = rotate_quarters(x[None], torch.randint(4, (1, batch), generator=generator))[0]
         optimizer.zero_grad()
-        functional.cross_entropy(model(x.float() / 255), label).backward()  # type: ignore[no-untyped-call]
+        functional.cross_entropy(model(x.float() / 255), label.to(x.device)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

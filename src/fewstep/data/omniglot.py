@@ -56,7 +56,7 @@ def load_omniglot(
     variant : "nearest", pictures of two values as the MAML authors' code really feeds them (Pillow takes the
         nearest pixel when it resizes a 1-bit picture); "antialias", the smooth ones that code seems to ask for
     splits : "authors", the characters shuffled by `split_seed`: 1100 train, 100 validation, 423 test, to be used
-        with `ClassEpisodes(rotate=True)` in training; "vinyals", the fixed lists of Vinyals et al. (2016), where
+        with `ClassEpisodes(rotate=True)`; "vinyals", the fixed lists of Vinyals et al. (2016), where
         a turned character is a class of its own: 4 x 1028, 4 x 172, 4 x 423. Class 4i + q is character i turned
         by q quarters counter-clockwise (`rotRRR` in the lists, as `PIL.Image.rotate` and `torch.rot90` turn)
     root : a folder with `images_background` and `images_evaluation`, each a zip or a folder, and for "vinyals"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -71,8 +72,16 @@ class Recipe(ABC):
         counts = ("iterations", "meta_batch", "test_steps", "check_every", "log_every", "validation_episodes",
                   "test_episodes")  # fmt: skip
         for name in counts:
-            if getattr(self, name) < 1:
-                raise InputError(f"--{name.replace('_', '-')} must be at least 1, but {getattr(self, name)} came")
+            least = 2 if name.endswith("episodes") else 1  # an interval needs two
+            if getattr(self, name) < least:
+                raise InputError(f"--{name.replace('_', '-')} must be at least {least}, but {getattr(self, name)} came")
+        for name in ("seed", "evaluation_seed"):
+            if not 0 <= getattr(self, name) < 2**60:
+                raise InputError(f"--{name.replace('_', '-')} must be from 0 to 2^60, but {getattr(self, name)} came")
+        if not 0 < self.meta_lr < inf:
+            raise InputError(f"--meta-lr must be above 0 and finite, but {self.meta_lr} came")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"--clip must be above 0, but {self.clip} came")
         if not usable(self.device):
             raise InputError(f"--device {self.device!r} cannot be used here; choose another, such as cpu")
 
@@ -143,7 +152,7 @@ class Recipe(ABC):
 def usable(device: str) -> bool:
     """Whether a tensor can be made on this device here."""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
         return False
     return True

@@ -73,13 +73,14 @@ class ClassificationRecipe(Recipe):
             images=self.images(split).to(self.device),
             ways=self.ways,
             shots=self.shots,
-            queries=self.queries or self.shots,
+            queries=self.shots if self.queries is None else self.queries,
             rotate=self.rotate,
         )
 
     def protocols(self) -> dict[str, Episodes]:
         test = self.episodes("test")
-        names = {count: f"{count} {'query' if count == 1 else 'queries'} per class" for count in (test.queries, 15)}
+        most = min(15, test.images.shape[1] - self.shots)
+        names = {count: f"{count} {'query' if count == 1 else 'queries'} per class" for count in (test.queries, most)}
         return {name: replace(test, queries=count) for count, name in names.items()}
 
     def protocol(self, episodes: Episodes) -> dict[str, Any]:
