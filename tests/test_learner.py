@@ -263,6 +263,8 @@ def test_a_norm_with_a_bias_and_no_weight_is_refused(kind: str, adapt: str) -> N
     x = torch.randn(2, 5, 4)
     with pytest.raises(InputError, match="norm with a bias and no weight"):
         maml(Norm(), functional.mse_loss, lr=0.1, adapt=adapt)(Task((x, x), (x, x)))
+    if kind == "group":
+        return  # PyTorch cannot even take its gradient without a weight, and says so
     first_order = maml(Norm(), functional.mse_loss, lr=0.1, adapt=adapt, derivative="none", engine="loop")
     assert first_order(Task((x, x), (x, x))).isfinite().all()
 

@@ -114,10 +114,12 @@ def recipe_of(run: Run) -> tuple[str, Recipe]:
     if not usable(config.get("device", "cpu")):
         narrate(f"this machine has no {config['device']}, with which {run.path} was made; computing on the CPU")
         config["device"] = "cpu"
-    try:
-        return name, dataclasses.replace(RECIPES[name], **config)
-    except TypeError as error:
-        raise InputError(f"{run.path / 'config.json'} has a field of the wrong type: {error}") from error
+    for field, value in config.items():
+        default = getattr(RECIPES[name], field)
+        known = (type(default), int) if isinstance(default, float) else type(default)
+        if None not in (default, value) and not isinstance(value, known):
+            raise InputError(f"{run.path / 'config.json'}: {field} is {value!r}, but {default!r} is of its kind")
+    return name, dataclasses.replace(RECIPES[name], **config)
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
