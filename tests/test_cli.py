@@ -194,7 +194,9 @@ def test_an_untrained_run_and_a_damaged_one(tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "trainer.pt").write_bytes(b"PK rubbish")
     assert "trainer.pt is damaged" in fails(capsys, "train", "sinusoid", *QUICK, "--out", str(tmp_path))
     (tmp_path / "best.safetensors").unlink()
-    assert "best.safetensors is not there" in fails(capsys, "evaluate", str(tmp_path), "--no-baselines")
+    assert "has not been validated yet; train on, or use --weights model" in fails(
+        capsys, "evaluate", str(tmp_path), "--no-baselines"
+    )
     (tmp_path / "config.json").write_text(json.dumps({"recipe": "sinusoid", "speed": 3}))
     assert "unknown fields speed" in fails(capsys, "evaluate", str(tmp_path))
 
