@@ -93,36 +93,31 @@ class Engine:
                 return results
             return tuple(r.sum(0) if is_sum else r for r, is_sum in zip(results, summed, strict=True))
 
-        batched = _compiled(over_chunk) if self.compile else over_chunk
+        batched = self._compiled(over_chunk) if self.compile else over_chunk
         self._batched_functions[key] = batched
         return batched
 
+    def _compiled(self, function: Function) -> Function:
+        """`function` compiled at its first call. Where that fails, a warning, and from then on nothing is compiled."""
+        from torch._dynamo.exc import TorchDynamoException  # imported here: they double the import time of torch
+        from torch._inductor.exc import InductorError
 
-def _compiled(function: Function) -> Function:
-    """`function` compiled at its first call, or as it is, with a warning, where that fails."""
-    from torch._dynamo.exc import TorchDynamoException  # imported here because they double the import time of torch
-    from torch._inductor.exc import InductorError
+        # Dynamo counts recompilations by code object: a copy of its own keeps one function from using up another's.
+        function.__code__ = function.__code__.replace()
+        options: dict[str, Any] = {"fallback_random": True}  # a recomputation draws what the forward pass drew
+        compiled: Function = torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
-    # Dynamo counts recompilations by code object: a copy of its own keeps one function from using up another's.
-    function.__code__ = function.__code__.replace()
-    options: dict[str, Any] = {
-        "fallback_random": True
-    }  # so that a recomputation draws the numbers that the forward pass drew
-    compiled: Function = torch.compile(function, fullgraph=True, dynamic=False, options=options)
-    failed = False
+        def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+            if self.compile:
+                try:
+                    return compiled(*tensors)
+                except (TorchDynamoException, InductorError) as error:
+                    self.compile = False
+                    reason = str(error).strip().splitlines()[0]
+                    warnings.warn(f"running without torch.compile, which failed: {reason}", stacklevel=2)
+            return function(*tensors)
 
-    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-        nonlocal failed
-        if not failed:
-            try:
-                return compiled(*tensors)
-            except (TorchDynamoException, InductorError) as error:
-                failed = True
-                reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"running without torch.compile, which failed: {reason}", stacklevel=2)
-        return function(*tensors)
-
-    return call
+        return call
 
 
 def _func_grad_and_value(function: Scalar, argnums: tuple[int, ...]) -> Callable[..., Any]:
