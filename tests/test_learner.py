@@ -15,6 +15,7 @@ from fewstep import InputError, Learner, Task, maml
 from fewstep.data import ClassEpisodes, SinusoidEpisodes
 from fewstep.functional import Tensors
 from fewstep.updates import SGD
+from tests.cases import CASES
 from tests.reference import meta_gradient, relative_error
 
 
@@ -267,6 +268,27 @@ def test_a_norm_with_a_bias_and_no_weight_is_refused(kind: str, adapt: str) -> N
         return  # PyTorch cannot even take its gradient without a weight, and says so
     first_order = maml(Norm(), functional.mse_loss, lr=0.1, adapt=adapt, derivative="none", engine="loop")
     assert first_order(Task((x, x), (x, x))).isfinite().all()
+
+
+def test_operators_without_rules_are_met_with_the_way_out() -> None:
+    case = next(case for case in CASES if case.name == "gru")
+    with pytest.raises(InputError, match=r"works for one task, but not batched by vmap .* try engine='loop'"):
+        maml(case.build(), case.loss, lr=0.1)(case.tasks())
+
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.linear(x).unflatten(-1, (2, 4)).transpose(-2, -3)
+            return functional.scaled_dot_product_attention(q, q, q).flatten(1)
+
+    x, y = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 40)
+    tasks = Task((x, y), (x, y))
+    with pytest.raises(InputError, match=r"no second derivative .* use the derivative 'finite_difference'"):
+        maml(Fused(), functional.mse_loss, lr=0.1, engine="loop")(tasks).sum().backward()
+    maml(Fused(), functional.mse_loss, lr=0.1, engine="loop", derivative="finite_difference")(tasks).sum().backward()
 
 
 def test_finite_differences_in_half_precision_are_refused(sinusoids: Task) -> None:

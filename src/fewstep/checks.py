@@ -96,12 +96,16 @@ class _NormsWithoutWeight(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def guard(objective: Objective, tasks: Task) -> Iterator[None]:
-    """Refuse what would make gradients wrong, and name the input where it is what made the model or the loss fail."""
+def guard(objective: Objective, tasks: Task, *, exact: bool, batched: bool) -> Iterator[None]:
+    """Refuse what would make gradients wrong, and name the input where it is what made the model or the loss fail.
+
+    exact : whether second derivatives are taken;  batched : whether the tasks go through vmap
+    """
     objective.check_structure()
     objective.check_running_statistics()
     written = objective.buffer_versions()
     try:
+        look_once(objective, tasks, exact=exact)
         yield
     except FewstepError:
         raise
@@ -112,6 +116,12 @@ def guard(objective: Objective, tasks: Task) -> Iterator[None]:
         for name, batch in tasks._asdict().items():
             if is_pair(batch):
                 _check_pair(objective, name, map_tensors(lambda leaf: leaf[0], batch))
+        if batched and objective.looked_at:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"the loss works for one task, but not batched by vmap ({reason}); try engine='loop', for models "
+                "without batching rules such as RNNs"
+            ) from error
         raise
     objective.check_buffers(written)
 

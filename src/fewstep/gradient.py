@@ -66,8 +66,16 @@ class _InnerGradient(torch.autograd.Function):
         along = tuple(i for i, part in enumerate(v) if part is not None)
         u = [part for part in v if part is not None]
         if problem.derivative == "exact":
-            with moment.again():
-                _, *grads = problem.product(tensors, along, wanted, c, u, per_task=False)
+            try:
+                with moment.again():
+                    _, *grads = problem.product(tensors, along, wanted, c, u, per_task=False)
+            except (RuntimeError, NotImplementedError) as error:
+                if "is not implemented" not in str(error):
+                    raise
+                raise InputError(
+                    f"an operator of the model has no second derivative ({str(error).splitlines()[0]}); use the "
+                    "derivative 'finite_difference', or for attention the backend SDPBackend.MATH"
+                ) from error
         else:
             mean, slope = two_sided(problem, tensors, along, u, wanted, moment)
             each = [scaled(c, m) + s for m, s in zip(mean[1:], slope[1:], strict=True)]

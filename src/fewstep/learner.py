@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from fewstep.checks import check_examples, check_tasks, check_values, check_values_behind, guard, look_once
+from fewstep.checks import check_examples, check_tasks, check_values, check_values_behind, guard
 from fewstep.engine import Engine
 from fewstep.errors import DivergenceError, InputError
 from fewstep.functional import Loss, Objective, Tensors, tensors_by_name
@@ -73,8 +74,7 @@ class Learner(nn.Module):
         It can be differentiated once, by every parameter of the learner (Finn et al. 2017, Algorithm 2, line 10).
         """
         check_tasks(tasks)
-        with guard(self.objective, tasks):
-            look_once(self.objective, tasks, exact=self.derivative == "exact")
+        with self._guard(tasks):
             theta = _last(self.inner_loop(tasks.support, self.steps))
             loss = task_loss(*self._problem(theta, tasks.query))
         check_values_behind(loss, tasks)
@@ -102,7 +102,7 @@ class Learner(nn.Module):
         support = one_task(support)
         task_count(support)
         check_examples(support, "support")
-        with torch.no_grad(), guard(self.objective, Task(support, support)):
+        with torch.no_grad(), self._guard(Task(support, support)):
             theta = _last(self.inner_loop(support, self._steps(steps)))
         trainable = {id(value) for value in self.objective.parameters([*theta, *self.objective.shared])}
         frozen = {id(value): value for value in self.model.parameters() if id(value) not in trainable}
@@ -120,7 +120,7 @@ class Learner(nn.Module):
         """How each task's query set is answered before adaptation and after each of `steps` inner steps."""
         check_tasks(tasks)
         points = []
-        with guard(self.objective, tasks):
+        with self._guard(tasks):
             for theta in self.inner_loop(tasks.support, self._steps(steps)):
                 problem, tensors = self._problem(theta, tasks.query)
                 loss, *prediction = problem.evaluate(tensors)
@@ -159,6 +159,10 @@ class Learner(nn.Module):
     def of_task(self, theta: Tensors, task: int) -> Tensors:
         """The adapted parameters of one task, without a task axis."""
         return {name: value[task] for name, value in theta.items()} if self.is_stacked(theta) else theta
+
+    def _guard(self, tasks: Task) -> AbstractContextManager[None]:
+        exact, batched = self.derivative == "exact", self.engine.method == "vmap"
+        return guard(self.objective, tasks, exact=exact, batched=batched)
 
     def _steps(self, steps: int | None) -> int:
         return self.steps if steps is None else _not_negative(steps)
