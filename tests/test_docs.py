@@ -34,7 +34,9 @@ def test_snippet_runs(page: Path, line: int, code: str, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     padded = "\n" * (line - 1) + code  # so that a traceback names the line of the page
-    exec(compile(padded, str(page), "exec", dont_inherit=True), {"__name__": "__main__"})
+    namespace = {"__name__": "__main__"}
+    exec(compile(padded, str(page), "exec", dont_inherit=True), namespace)
+    assert len(namespace) > 2, "the snippet defines nothing"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=[path.name for path in EXAMPLES])
