@@ -95,9 +95,8 @@ def contenders_of(recipe: Recipe, run: Run) -> list[Contender]:
 
 
 def _entry(recipe: Recipe, learner: Learner, episodes: Episodes, steps: int) -> dict[str, Any]:
-    protocol = recipe.protocol(episodes)
-    result = evaluate(learner, episodes, metric=recipe.metric, steps=steps, count=recipe.test_episodes)
-    return {**result.to_json(), "protocol": protocol}
+    protocol, count = recipe.protocol(episodes), recipe.test_episodes
+    return evaluate(learner, episodes, metric=recipe.metric, steps=steps, count=count, protocol=protocol).to_json()
 
 
 def recipe_of(run: Run) -> tuple[str, Recipe]:

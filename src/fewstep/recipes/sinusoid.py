@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
@@ -81,28 +82,33 @@ class SinusoidRecipe(Recipe):
     def baselines(self) -> list[Baseline]:
         joint = {"iterations": self.pretrain_iterations or self.iterations, "seed": self.seed, "shots": self.shots}
         pretrained = Baseline(
-            "pre-trained on all tasks, fine-tuned", self.initial_model, self._pretrain, joint, self.test_steps, RATES
+            "pre-trained on all tasks, fine-tuned",
+            self.initial_model,
+            partial(self._pretrain, oracle=False),
+            joint,
+            self.test_steps,
+            RATES,
         )
         oracle = Baseline(
-            "oracle", self._oracle_model, self._train_oracle, joint, steps=0, view=_with_amplitude_and_phase
+            "oracle",
+            self._oracle_model,
+            partial(self._pretrain, oracle=True),
+            joint,
+            steps=0,
+            view=_with_amplitude_and_phase,
         )
         # Regularised as strongly as the single regressors bear.
         averages = [self._average("mean", 1e-3), self._average("none", 0.0), self._average("l2", 1e-3)]
         return [pretrained, oracle, *(averages if self.ablations else [])]
 
-    def _pretrain(self, model: nn.Module) -> dict[str, Any]:
+    def _pretrain(self, model: nn.Module, *, oracle: bool) -> dict[str, Any]:
         iterations = self.pretrain_iterations or self.iterations
-        pretrain_on_tasks(model, self.loss, self.episodes("train"), iterations=iterations)
+        episodes = replace(self.episodes("train"), oracle=oracle)
+        pretrain_on_tasks(model, self.loss, episodes, iterations=iterations)
         return {}
 
     def _oracle_model(self) -> nn.Module:
         return self.seeded(lambda: models.mlp(inputs=3))
-
-    def _train_oracle(self, model: nn.Module) -> dict[str, Any]:
-        iterations = self.pretrain_iterations or self.iterations
-        episodes = _with_amplitude_and_phase(self.episodes("train"))
-        pretrain_on_tasks(model, self.loss, episodes, iterations=iterations)
-        return {}
 
     def _average(self, regulariser: Regulariser, strength: float) -> Baseline:
         """One of the three of the paper's table 2."""
