@@ -14,7 +14,7 @@ from torch.nn import functional
 import fewstep
 from fewstep import InputError, Task, maml
 from fewstep.data import ClassEpisodes, SinusoidEpisodes
-from fewstep.evaluate import Evaluation, Metric, StepResult, evaluate
+from fewstep.evaluate import Evaluation, Metric, StepResult, evaluate, mse
 from fewstep.learner import Learner, Point
 
 
@@ -99,6 +99,11 @@ def test_wrong_options(learner: Learner) -> None:
         evaluate(learner, episodes, metric="auc", steps=1)
     with pytest.raises(InputError, match="at least 2 episodes, but 1 came"):
         evaluate(learner, episodes, metric="mse", steps=1, count=1)
+
+
+def test_mse_does_not_broadcast() -> None:
+    with pytest.raises(InputError, match=r"one shape, but \(2, 3, 1\) and \(2, 3\) came"):
+        mse(torch.zeros(2, 3, 1), torch.zeros(2, 3))
 
 
 # Episodes

@@ -31,6 +31,9 @@ def mse(prediction: Tensor, target: Tensor) -> Tensor:
     >>> mse(torch.zeros(1, 2, 1), torch.tensor([[[1.0], [3.0]]]))
     tensor([5.])
     """
+    if prediction.shape != target.shape:  # broadcasting would give a wrong number without a word
+        shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        raise InputError(f"mse needs prediction and target of one shape, but {shapes} came; reshape the target")
     return (prediction - target).square().flatten(1).mean(1)
 
 
