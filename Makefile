@@ -4,7 +4,7 @@ BIN := .venv/bin
 OUT ?= runs/demo
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test lint check clean
+.PHONY: setup demo bench test lint check clean
 
 setup: .venv/installed
 
@@ -19,6 +19,11 @@ demo: setup
 	OMP_NUM_THREADS=1 $(BIN)/fewstep train sinusoid --iterations 20000 --no-ablations --out $(OUT)
 	OMP_NUM_THREADS=1 $(BIN)/fewstep evaluate $(OUT)
 	$(BIN)/fewstep report $(OUT)
+
+# The peers come on top of the pinned PyTorch; none of them may bring another.
+bench: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/fewstep bench speed
 
 test: setup
 	$(BIN)/pytest

@@ -1,14 +1,14 @@
 """Peak memory of one meta-step against the number of inner steps: ours beside the naive autograd loop.
 
-python -m benchmarks.memory [--steps 5 50] [--images 5 75] [--size 84] [--compile] [--threads T]
+python -m benchmarks.memory [--steps 5 50] [--engines "ours" "naive loop"] [--images 5 75] [--size 84] [--threads T]
 
 Each figure comes from a fresh process, in two ways that should agree: the peak of the resident set over what it was
-before the step (the kernel counts it, so it holds all scratch space), and the peak of torch's own allocations.
+before the step (the kernel counts it, so it holds all scratch space), and the peak of torch's own allocations. The
+profiler that counts these needs much memory itself: leave it out for 1,000 steps (`--no-allocations`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import multiprocessing
 import os
@@ -18,7 +18,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -28,8 +27,14 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.workloads import Contender, miniimagenet, origin
+from fewstep.engine import Engine
+from fewstep.footprint import process_status, reset_resident_peak
 
-Name = Literal["ours", "ours, compiled", "naive loop"]
+Name = Literal["ours", "ours, segments", "ours, offload", "ours, compiled", "naive loop"]
+OPTIONS: dict[Name, dict[str, Any]] = {
+    "ours": {}, "ours, segments": {"segment": "sqrt"}, "ours, offload": {"offload": True},
+    "ours, compiled": {"engine": Engine(compile="pieces")},
+}  # fmt: skip
 MIB = 2**20
 # Without these glibc keeps freed memory for later, and a process looks larger than what it holds.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -41,11 +46,11 @@ class Peak:
     """Bytes above what the process held before the step, and the step's time."""
 
     resident: int
-    allocated: int
+    allocated: int | None
     seconds: float
 
 
-def measure(name: Name, steps: int, images: tuple[int, int], size: int, threads: int) -> Peak:
+def measure(name: Name, steps: int, images: tuple[int, int], size: int, threads: int, allocations: bool = True) -> Peak:
     """One meta-step after a warm-up of at most 2 inner steps, which runs all the code that more steps run."""
     if threads:
         torch.set_num_threads(threads)
@@ -55,7 +60,7 @@ def measure(name: Name, steps: int, images: tuple[int, int], size: int, threads:
         contender: Contender = workload.naive
         short.meta_step(short.naive)
     else:
-        contender = learner = workload.ours(compile=name == "ours, compiled")
+        contender = learner = workload.ours(**OPTIONS[name])
         learner.steps = short.steps
         short.meta_step(learner)
         learner.steps = steps
@@ -65,24 +70,13 @@ def measure(name: Name, steps: int, images: tuple[int, int], size: int, threads:
     start = time.perf_counter()
     workload.meta_step(contender)
     seconds = time.perf_counter() - start
-    resident = status("VmHWM") - base
+    resident = process_status("VmHWM") - base
+    if not allocations:
+        return Peak(resident, None, seconds)
     workload.model.zero_grad()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         workload.meta_step(contender)
     return Peak(resident, peak_allocated(profiler), seconds)
-
-
-def reset_resident_peak() -> int:
-    """Give freed memory back, let the kernel forget the peak of the resident set, and return its size now."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return status("VmRSS")
-
-
-def status(field: str) -> int:
-    """A size in bytes from /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def peak_allocated(profiler: profile) -> int:
@@ -106,15 +100,22 @@ def fresh_process() -> Iterator[ProcessPoolExecutor]:
         os.environ.update(before)
 
 
-def main(steps: tuple[int, ...] = (5, 50), images: tuple[int, int] = (5, 75), size: int = 84,
-         compile: bool = False, threads: int = 0) -> None:  # fmt: skip
+def in_cells(now: int | None, then: int | None) -> tuple[str, str]:
+    """Mebibytes, and the growth in percent."""
+    return (f"{now / MIB:.1f}", f"{100 * (now / then - 1):+.1f} %") if now and then else ("", "")
+
+
+def main(steps: tuple[int, ...] = (5, 50), engines: tuple[Name, ...] = ("ours", "ours, segments", "naive loop"),
+         images: tuple[int, int] = (5, 75), size: int = 84, allocations: bool = True,
+         threads: int = 0) -> None:  # fmt: skip
     """Measure the peak memory of one meta-step on a task of Mini-ImageNet's size.
 
     Args:
         steps: Numbers of inner steps; growth is told against the first.
+        engines: What to measure. On a CPU, offload moves nothing out of the memory that is counted here.
         images: Support and query images of the task.
         size: Height and width of the images.
-        compile: Also measure the compiled learner.
+        allocations: Also count torch's own allocations, in a second meta-step under the profiler.
         threads: Threads for torch; 0 leaves them as they are.
     """
     if threads:
@@ -126,15 +127,14 @@ def main(steps: tuple[int, ...] = (5, 50), images: tuple[int, int] = (5, 75), si
     )
     for heading in ("steps", "resident MiB", "growth", "allocated MiB", "growth", "seconds"):
         table.add_column(heading, justify="right")
-    names: list[Name] = ["ours", "ours, compiled", "naive loop"] if compile else ["ours", "naive loop"]
-    for name in names:
+    for name in engines:
         first: Peak | None = None
         for count in steps:
             with fresh_process() as pool:
-                peak = pool.submit(measure, name, count, images, size, threads).result()
+                peak = pool.submit(measure, name, count, images, size, threads, allocations).result()
             first = first or peak
             pairs = [(peak.resident, first.resident), (peak.allocated, first.allocated)]
-            cells = [cell for now, then in pairs for cell in (f"{now / MIB:.1f}", f"{100 * (now / then - 1):+.1f} %")]
+            cells = [cell for now, then in pairs for cell in in_cells(now, then)]
             table.add_row(name, str(count), *cells, f"{peak.seconds:.2f}")
     console.print(table)
 

@@ -1,113 +1,224 @@
-"""Time of one second-order meta-step: ours beside the naive autograd loop, in turns, with equal weights and data.
+"""Time of one second-order meta-step with Adam: ours beside the peers, in turns, with equal weights and data.
 
-python -m benchmarks.speed [--workload sinusoid|omniglot-5way-1shot|all] [--repeats N] [--threads T]
+python -m benchmarks.speed [--workload NAME|all] [--repeats N] [--out FOLDER]
+
+docs/speed.md tells how the comparison is made.
 """
 
 from __future__ import annotations
 
-import gc
-import time
-from dataclasses import dataclass
-from statistics import median
+import tempfile
+from dataclasses import dataclass, field, replace
+from math import inf
+from pathlib import Path
 from typing import Literal
 
 import torch
 import tyro
 from rich.console import Console
-from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.workloads import Contender, Workload, omniglot, origin, sinusoid
+from benchmarks import contenders, workloads
+from benchmarks.charts import chart
+from benchmarks.contenders.matrix_product import FLOPS
+from benchmarks.memory import MALLOC
+from benchmarks.results import LAYOUTS, Entry, Fresh, Layout, Result, load
+from benchmarks.tables import as_markdown, as_table
+from benchmarks.workers import FailureError, Group, Job, agreement, usable_cores
+from benchmarks.workloads import TASKS, WORKLOADS, Workload
 
-Name = Literal["sinusoid", "omniglot-5way-1shot"]
+YARDSTICK, MACHINE = "autograd loop", "matrix product"
+HOPELESS = 3  # times slower than the fastest so far: not worth more turns
+Name = Literal[
+    "sinusoid", "omniglot-5way-1shot", "omniglot-5way-1shot-15q", "omniglot-20way-1shot", "miniimagenet-5way-1shot",
+    "transformer", "all",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Timing:
-    """A contender's seconds per meta-step in each round, and how far its meta-gradient is from the naive loop's.
+class Options:
+    """What to time, and how."""
 
-    The naive loop's own error is `Workload.rounding`: no smaller error of another means anything.
+    workload: Name = "all"
+    """What to time."""
+    repeats: int = 10
+    """Rounds in which each contender has its turn."""
+    out: Path = Path("runs/speed")
+    """Folder for NAME.json, speed.md and speed.png, which show all workloads whose json is there."""
+    only: tuple[str, ...] = ()
+    """Contenders (by default all): of 'autograd loop', 'torch.func', 'torch.func, compiled', 'higher', 'torchopt',
+    'jax', 'fewstep', 'fewstep, compiled'. The autograd loop always takes part."""
+    tasks: int = 0
+    """Tasks in a meta-step; 0 takes as many as the workload says."""
+    cores: int = 2
+    """Threads, or processes of one thread each."""
+    fresh: bool = True
+    """Also measure the first step and the peak memory, in processes of their own."""
+    limit: float = 300.0
+    """Seconds in which a contender must have compiled and done its first step."""
+    patience: int = 3
+    """How often a turn is taken again because others kept more than a tenth of the machine busy meanwhile."""
+
+
+@dataclass
+class Runner:
+    """One contender in one layout, alive."""
+
+    entry: Entry
+    group: Group
+    workload: Workload
+    patience: int
+    foreign: list[float] = field(default_factory=list)
+
+    def take_turn(self, what: Literal["step", "meta_gradient"]) -> float:
+        """Seconds per step of the least disturbed of a few tries."""
+        count = 1 if self.entry.family == MACHINE else self.workload.turn
+        turns = [self.group.turn(what, count)]
+        while turns[-1].foreign > 0.1 and len(turns) <= self.patience:
+            turns.append(self.group.turn(what, count))
+        best = min(turns, key=lambda turn: turn.foreign)
+        self.foreign.append(best.foreign)
+        return best.seconds
+
+
+def compare(name: str, options: Options, console: Console) -> Result:
+    """The best variant of each contender in each layout, in rounds."""
+    tasks = options.tasks or TASKS[name]
+    workload = WORKLOADS[name](tasks)
+    rounding = workload.rounding(2 if options.repeats == 1 else 8)
+    result = Result(name, tasks, options.cores, meta_step_flops(workload), rounding)
+    runners: list[Runner] = []
+    truth: torch.Tensor | None = None
+    try:
+        for family in _families(options):
+            if reason := contenders.missing(family):
+                result.skipped[family] = reason
+                continue
+            for layout in LAYOUTS if options.cores > 1 else LAYOUTS[:1]:
+                if (runner := _best_variant(family, layout, workload, options, result, console)) is None:
+                    continue
+                if family != MACHINE:
+                    truth = runner.group.gradient if truth is None else truth
+                    first = runner.entry.family == YARDSTICK
+                    runner.entry.error = result.rounding if first else agreement(runner.group.gradient, truth)
+                runners.append(runner)
+        _rounds(runners, options.repeats, console)
+    finally:
+        for runner in runners:
+            runner.group.close()
+    result.entries = [runner.entry for runner in runners]
+    seen = [share for runner in runners for share in runner.foreign]
+    result.foreign = sum(seen) / len(seen)
+    if options.fresh:
+        _measure_fresh(result, options, console)
+    return result
+
+
+def _families(options: Options) -> list[str]:
+    unknown = set(options.only) - set(contenders.FAMILIES)
+    if unknown:
+        raise SystemExit(f"no contender {', '.join(unknown)}; there are: {', '.join(contenders.FAMILIES)}")
+    wanted = {YARDSTICK, MACHINE, *(options.only or contenders.FAMILIES)}
+    return [family for family in contenders.FAMILIES if family in wanted]
+
+
+def _best_variant(family: str, layout: Layout, workload: Workload, options: Options, result: Result,
+                  console: Console) -> Runner | None:  # fmt: skip
+    """The fastest of a few turns each, alone on the machine; after one step where that is hopeless. Others end."""
+    best: Runner | None = None
+    heats = result.heats.setdefault(family, {})
+    own = heats.setdefault(layout, {})
+    for variant, choice in contenders.variants(family, workload).items():
+        job = Job(workload.name, workload.tasks.size, family, choice)
+        known = [seconds for found in heats.values() for seconds in found.values()]
+        fastest = min(known) if known and family != MACHINE else inf
+        try:
+            group = Group(job, layout, options.cores, options.limit, {})
+            runner = Runner(Entry(family, layout, variant, choice), group, workload, options.patience)
+            seconds = group.turn("step", 1).seconds
+            if seconds < HOPELESS * fastest:
+                seconds = min(seconds, *(runner.take_turn("step") for _ in range(2)))
+        except FailureError as error:
+            result.skipped[f"{family}, {variant}, {layout}"] = str(error)
+            continue
+        console.log(f"{workload.name}: {family}, {variant}, {layout}: {1000 * seconds:.2f} ms")
+        own[variant] = seconds
+        beaten = group if seconds > HOPELESS * fastest or seconds > min(own.values()) else None
+        if beaten is None:
+            beaten, best = best.group if best else None, runner
+        if beaten:
+            beaten.close()
+    return best
+
+
+def _rounds(runners: list[Runner], repeats: int, console: Console) -> None:
+    for round_ in range(repeats):
+        for runner in runners:
+            runner.entry.step.append(runner.take_turn("step"))
+            if runner.workload.tiny and runner.entry.family != MACHINE:  # elsewhere Adam's part is too small
+                runner.entry.meta_gradient.append(runner.take_turn("meta_gradient"))
+        console.log(f"round {round_ + 1} of {repeats}")
+
+
+def _measure_fresh(result: Result, options: Options, console: Console) -> None:
+    """The first step of a new process with an empty and with a filled cache of compiled code; the peak memory."""
+    for family in dict.fromkeys(entry.family for entry in result.entries if entry.family != MACHINE):
+        entry = result.of(family)[0]
+        job = Job(result.workload, result.tasks, family, entry.options)
+        with tempfile.TemporaryDirectory() as folder:
+            caches = {
+                "TORCHINDUCTOR_CACHE_DIR": folder,
+                "JAX_COMPILATION_CACHE_DIR": folder,
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+            first = []
+            peak = 0
+            for environment in (caches, caches | MALLOC):
+                try:
+                    group = Group(job, "threads", options.cores, options.limit, environment)
+                except FailureError as error:
+                    result.skipped[f"{family} (fresh)"] = str(error)
+                    break
+                first.append(group.first_step)
+                if environment is not caches and Path("/proc/self/clear_refs").exists():
+                    peak = group.peak()
+                group.close()
+        if len(first) == 2:
+            result.fresh[family] = Fresh(entry.variant, first[0], first[1], peak)
+            console.log(f"{family}: first step {first[0]:.1f} s, again {first[1]:.1f} s, {peak / 2**20:.0f} MiB")
+
+
+def meta_step_flops(workload: Workload) -> int:
+    """Operations in the matrix products and convolutions of the plain loop's meta-step; tasks cost the same each.
+
+    By hand, 9 forward passes a step on the support set (5 less of the first layer), and 3 on the query set (1 less).
     """
-
-    contender: str
-    error: float
-    seconds: list[float]
-
-    def times_faster_than(self, other: Timing) -> float:
-        """The median over the rounds, so that what slows a whole round cancels out."""
-        return median(theirs / own for theirs, own in zip(other.seconds, self.seconds, strict=True))
+    one = replace(workload, tasks=workload.tasks.select(slice(0, 1)))
+    with FlopCounterMode(display=False) as counter:
+        one.meta_step(one.naive)
+    return int(counter.get_total_flops()) * workload.tasks.size
 
 
-def contenders(name: Name, workload: Workload, compiled: bool = True) -> dict[str, Contender]:
-    """The naive loop first, then the others."""
-    chunks = [None] if name == "sinusoid" else [None, 4, 8]
-    found: dict[str, Contender] = {"naive loop": workload.naive}
-    if name == "sinusoid":
-        found["loop by hand"] = workload.by_hand
-    for chunk in chunks:
-        part = f", chunk {chunk}" if chunk else ""
-        found[f"ours{part}"] = workload.ours(chunk=chunk)
-    if compiled:
-        for chunk in chunks[:2]:
-            part = f", chunk {chunk}" if chunk else ""
-            found[f"ours{part}, compiled"] = workload.ours(chunk=chunk, compile=True)
-    return found
-
-
-def compare(workload: Workload, contestants: dict[str, Contender], repeats: int, turn: int = 1) -> list[Timing]:
-    """Gradients first (which also compiles), then `repeats` rounds in which each takes `turn` meta-steps in a row.
-
-    Turns are of several steps where steps are short, as in training: right after another's turn the caches are cold.
-    """
-    gradients = {name: workload.meta_gradient(contender) for name, contender in contestants.items()}
-    truth = next(iter(gradients.values()))
-    for contender in contestants.values():
-        workload.meta_step(contender)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(repeats):
-        gc.collect()
-        for name, contender in contestants.items():
-            start = time.perf_counter()
-            for _ in range(turn):
-                workload.meta_step(contender)
-            seconds[name].append((time.perf_counter() - start) / turn)
-    errors = {name: float((gradient - truth).norm() / truth.norm()) for name, gradient in gradients.items()}
-    errors[next(iter(errors))] = workload.rounding()
-    return [Timing(name, errors[name], seconds[name]) for name in contestants]
-
-
-def as_table(title: str, timings: list[Timing]) -> Table:
-    """One row for each contender, one column for each yardstick."""
-    yardsticks = [timing for timing in timings if "loop" in timing.contender]
-    table = Table("contender", title=title)
-    for heading in ["gradient error", "median ms", "min ms", *[f"against {y.contender}" for y in yardsticks]]:
-        table.add_column(heading, justify="right")
-    for timing in timings:
-        ratios = [f"{timing.times_faster_than(yardstick):.2f}x" for yardstick in yardsticks]
-        times = [f"{1000 * pick(timing.seconds):.2f}" for pick in (median, min)]
-        table.add_row(timing.contender, f"{timing.error:.1e}", *times, *ratios)
-    return table
-
-
-def main(workload: Literal[Name, "all"] = "all", repeats: int = 0, threads: int = 0, compiled: bool = True) -> None:
-    """Time one second-order meta-step of ours beside the naive autograd loop.
-
-    Args:
-        workload: What to time.
-        repeats: Rounds; 0 takes 30 of 10 steps for the sinusoid and 10 of one step for Omniglot.
-        threads: Threads for torch; 0 leaves them as they are.
-        compiled: Also time the compiled learners.
-    """
-    if threads:
-        torch.set_num_threads(threads)
+def main(options: Options) -> None:
+    """Time one second-order meta-step with Adam: ours beside the peers that are installed."""
+    if options.cores > len(usable_cores()):
+        raise SystemExit(f"there are {len(usable_cores())} cores, but --cores {options.cores} came")
+    torch.set_num_threads(options.cores)
     console = Console()
-    console.print(origin("benchmarks.speed"), highlight=False)
-    names: list[Name] = ["sinusoid", "omniglot-5way-1shot"] if workload == "all" else [workload]
-    for name in names:
-        chosen = sinusoid() if name == "sinusoid" else omniglot()
-        rounds, turn = (repeats or 30, 10) if name == "sinusoid" else (repeats or 10, 1)
-        timings = compare(chosen, contenders(name, chosen, compiled), rounds, turn)
-        console.print(as_table(f"{name}, {chosen.tasks.size} tasks, {rounds} rounds of {turn} steps", timings))
+    options.out.mkdir(parents=True, exist_ok=True)
+    origin = workloads.origin("benchmarks.speed")
+    for name in WORKLOADS if options.workload == "all" else [options.workload]:
+        result = compare(name, options, console)
+        result.origin = origin
+        result.save(options.out, FLOPS)
+        console.print(as_table(result))
+        for who, why in result.skipped.items():
+            console.print(f"{who}: {why}", highlight=False)
+    results = [load(path) for known in WORKLOADS if (path := options.out / f"{known}.json").exists()]
+    (options.out / "speed.md").write_text("\n\n".join(as_markdown(result) for result in results) + "\n")
+    chart(results, options.out / "speed.png")
+    console.print(f"{options.out}/speed.md, {options.out}/speed.png", highlight=False)
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    tyro.cli(main, config=(tyro.conf.OmitArgPrefixes,))

@@ -1,4 +1,4 @@
-"""What is measured: a model, a loss and random tasks of the paper's shapes; and the loops that are the yardstick."""
+"""What is measured: a model, a loss and random tasks of the paper's shapes; and the loop that is the yardstick."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from benchmarks.transformer import Transformer
 from fewstep import Learner, Task, losses, maml, models
 from fewstep.functional import Loss, matching
 
@@ -24,14 +26,35 @@ Contender = Callable[[Task], Tensor]
 
 @dataclass(frozen=True)
 class Workload:
-    """A model to meta-train, tasks for it, and the setting of its inner loop."""
+    """A model to meta-train, tasks for it, and the setting of its inner loop.
 
+    turn : meta-steps in a row that are timed together: several where one is short, as in training
+    """
+
+    name: str
     model: nn.Module
     loss: Loss
     tasks: Task
     lr: float
     steps: int
     adapt: str = "*"
+    turn: int = 1
+
+    @property
+    def tiny(self) -> bool:
+        """Whether a step is so short that Adam and calls count, and caches do not."""
+        return self.turn >= 10
+
+    @cached_property
+    def adapted(self) -> list[str]:
+        """The names of the parameters that the inner loop changes."""
+        return matching([name for name, _ in self.model.named_parameters()], self.adapt)
+
+    def share(self, part: int, parts: int) -> Workload:
+        """The same with one part of the tasks only."""
+        size = self.tasks.size
+        low, high = part * size // parts, (part + 1) * size // parts
+        return replace(self, tasks=self.tasks.select(slice(low, high)))
 
     def ours(self, **options: Any) -> Learner:
         """The learner of this library."""
@@ -39,29 +62,15 @@ class Workload:
 
     def naive(self, tasks: Task) -> Tensor:
         """The query losses [B] by plain autograd through one task after another, for any module."""
-        adapted = matching([name for name, _ in self.model.named_parameters()], self.adapt)
         queries = []
         for task in one_by_one(tasks):
             (support_x, support_y), (query_x, query_y) = task
             theta: dict[str, Tensor] = dict(self.model.named_parameters())
             for _ in range(self.steps):
                 value = self.loss(functional_call(self.model, theta, (support_x,)), support_y)
-                grads = torch.autograd.grad(value, [theta[name] for name in adapted], create_graph=True)
-                theta = {**theta, **{n: theta[n] - self.lr * g for n, g in zip(adapted, grads, strict=True)}}
+                grads = torch.autograd.grad(value, [theta[name] for name in self.adapted], create_graph=True)
+                theta = {**theta, **{n: theta[n] - self.lr * g for n, g in zip(self.adapted, grads, strict=True)}}
             queries.append(self.loss(functional_call(self.model, theta, (query_x,)), query_y))
-        return torch.stack(queries)
-
-    def by_hand(self, tasks: Task) -> Tensor:
-        """The same for the sinusoid network alone, written out over a list of weights: no module is called."""
-        queries = []
-        for task in one_by_one(tasks):
-            (support_x, support_y), (query_x, query_y) = task
-            theta: list[Tensor] = list(self.model.parameters())
-            for _ in range(self.steps):
-                value = functional.mse_loss(relu_network(support_x, theta), support_y)
-                grads = torch.autograd.grad(value, theta, create_graph=True)
-                theta = [weight - self.lr * grad for weight, grad in zip(theta, grads, strict=True)]
-            queries.append(functional.mse_loss(relu_network(query_x, theta), query_y))
         return torch.stack(queries)
 
     def meta_step(self, contender: Contender) -> None:
@@ -70,10 +79,9 @@ class Workload:
         contender(self.tasks).sum().backward()  # type: ignore[no-untyped-call]
 
     def meta_gradient(self, contender: Contender) -> Tensor:
-        """The meta-gradient as one flat vector, with zeros where a parameter has no part in it."""
+        """The meta-gradient of the summed query losses as one flat vector."""
         self.meta_step(contender)
-        values = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.model.parameters()]
-        return torch.cat([value.flatten() for value in values])
+        return flat_gradient(self.model)
 
     def rounding(self, draws: int = 8) -> float:
         """How far the naive loop's own meta-gradient moves, at most, when every weight moves by 1e-7 of itself.
@@ -93,44 +101,71 @@ class Workload:
         return max(errors)
 
 
+def flat_gradient(model: nn.Module) -> Tensor:
+    """The gradients of all parameters as one vector, with zeros where a parameter has no part in the loss."""
+    values = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+    return torch.cat([value.flatten() for value in values])
+
+
 def one_by_one(tasks: Task) -> list[Task]:
     """The tasks without their task axis."""
     return [tasks.select(torch.tensor(i)) for i in range(tasks.size)]
-
-
-def relu_network(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """Linear layers with ReLU between them; weight and bias take turns in `weights`."""
-    for i in range(0, len(weights) - 2, 2):
-        x = functional.relu(functional.linear(x, weights[i], weights[i + 1]))
-    return functional.linear(x, weights[-2], weights[-1])
 
 
 def sinusoid(tasks: int = 25) -> Workload:
     """The paper's regression (section 5.1): 10 shots and 10 queries."""
     torch.manual_seed(0)
     x, y = torch.rand(2, tasks, 10, 1), torch.rand(2, tasks, 10, 1)
-    return Workload(models.mlp(), functional.mse_loss, Task((x[0], y[0]), (x[1], y[1])), lr=0.01, steps=1)
+    data = Task((x[0], y[0]), (x[1], y[1]))
+    return Workload("sinusoid", models.mlp(), functional.mse_loss, data, lr=0.01, steps=1, turn=20)
 
 
-def omniglot(tasks: int = 32) -> Workload:
-    """Omniglot, 5 ways, 1 shot, 1 query a class, on random pictures."""
+def omniglot(tasks: int = 32, ways: int = 5, queries: int = 1, steps: int = 1, lr: float = 0.4, turn: int = 3,
+             name: str = "omniglot-5way-1shot") -> Workload:  # fmt: skip
+    """Omniglot, 1 shot, on random pictures. queries : of each class"""
     torch.manual_seed(0)
-    data = Task(pictures(tasks, 5, 5, (1, 28, 28)), pictures(tasks, 5, 5, (1, 28, 28)))
-    return Workload(models.conv4(5), losses.summed_over_ways, data, lr=0.4, steps=1, adapt="~*.offset")
+    shape = (1, 28, 28)
+    data = Task(pictures(tasks, ways, ways, shape), pictures(tasks, queries * ways, ways, shape))
+    return Workload(name, models.conv4(ways), losses.summed_over_ways, data, lr, steps, "~*.offset", turn)
 
 
-def miniimagenet(steps: int, support: int, query: int, size: int) -> Workload:
-    """One task with the network for Mini-ImageNet, 5 ways, on random pictures."""
+def miniimagenet(steps: int, support: int, query: int, size: int, tasks: int = 1) -> Workload:
+    """The network for Mini-ImageNet, 5 ways, on random pictures."""
     torch.manual_seed(0)
     model = models.conv4(5, channels=3, size=size, filters=32, pool=True)
-    data = Task(pictures(1, support, 5, (3, size, size)), pictures(1, query, 5, (3, size, size)))
-    return Workload(model, losses.summed_over_ways, data, lr=0.01, steps=steps, adapt="~*.offset")
+    shape = (3, size, size)
+    data = Task(pictures(tasks, support, 5, shape), pictures(tasks, query, 5, shape))
+    return Workload("miniimagenet-5way-1shot", model, losses.summed_over_ways, data, 0.01, steps, "~*.offset")
+
+
+def transformer(tasks: int = 8) -> Workload:
+    """Sequences of 32 random tokens in 5 classes, 5 shots and 5 queries of each; every parameter adapts."""
+    torch.manual_seed(0)
+    sets = [(torch.randint(64, (tasks, 25, 32)), pictures(tasks, 25, 5, ())[1]) for _ in range(2)]
+    return Workload(
+        "transformer", Transformer(5), functional.cross_entropy, Task(*sets), lr=0.05, steps=3, turn=3
+    )  # fmt: skip
 
 
 def pictures(tasks: int, count: int, ways: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Random x [tasks, count, *shape] in 0..1 and the labels y [tasks, count] that repeat 0..ways-1."""
     labels = torch.arange(count).remainder(ways).expand(tasks, -1).clone()
     return torch.rand(tasks, count, *shape), labels
+
+
+# Each by its number of tasks.
+WORKLOADS: dict[str, Callable[[int], Workload]] = {
+    "sinusoid": sinusoid,
+    "omniglot-5way-1shot": omniglot,
+    "omniglot-5way-1shot-15q": lambda tasks: omniglot(tasks, queries=15, turn=1, name="omniglot-5way-1shot-15q"),
+    "omniglot-20way-1shot": lambda tasks: omniglot(tasks, 20, 1, 5, 0.1, 1, "omniglot-20way-1shot"),
+    "miniimagenet-5way-1shot": lambda tasks: miniimagenet(5, 5, 75, 84, tasks),
+    "transformer": transformer,
+}
+TASKS = {
+    "sinusoid": 25, "omniglot-5way-1shot": 32, "omniglot-5way-1shot-15q": 32, "omniglot-20way-1shot": 16,
+    "miniimagenet-5way-1shot": 4, "transformer": 8,
+}  # fmt: skip
 
 
 def origin(module: str) -> str:

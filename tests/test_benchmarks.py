@@ -1,7 +1,8 @@
-"""Every benchmark runs for one tiny step, so that it cannot rot."""
+"""Every benchmark runs for one tiny step with the contenders that are installed, so that it cannot rot."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,32 +10,121 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import memory, speed
-from benchmarks.workloads import miniimagenet, omniglot, sinusoid
+from benchmarks import contenders, memory, speed
+from benchmarks.charts import chart
+from benchmarks.results import Entry, Fresh, Result, load, times_faster
+from benchmarks.tables import as_markdown, as_table
+from benchmarks.workers import FailureError, Group, Job, Turn, agreement
+from benchmarks.workloads import TASKS, WORKLOADS, Workload, miniimagenet
+
+COMPILING = {"torch.func, compiled", "fewstep, compiled"}
+QUICK = [family for family in contenders.FAMILIES if family not in {*COMPILING, "matrix product"}]
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors on several threads wait for each other, and on a busy machine for very long."""
+def restored() -> Iterator[None]:
+    """Tiny tensors on several threads wait for each other; a contender may change what is warned of."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with warnings.catch_warnings():
+        yield
     torch.set_num_threads(threads)
 
 
-def test_speed_of_the_sinusoid() -> None:
-    workload = sinusoid(tasks=3)
-    timings = speed.compare(workload, speed.contenders("sinusoid", workload, compiled=False), repeats=1)
-    assert [timing.contender for timing in timings] == ["naive loop", "loop by hand", "ours"]
-    assert all(timing.error < 1e-4 for timing in timings)
-    Console(quiet=True).print(speed.as_table("sinusoid", timings))
+def small(name: str) -> Workload:
+    """One task; two inner steps at most; pictures of Mini-ImageNet at a third of their side."""
+    workload = miniimagenet(2, 5, 5, 28, tasks=1) if name.startswith("mini") else WORKLOADS[name](1)
+    object.__setattr__(workload, "steps", min(workload.steps, 2))
+    return workload
 
 
-def test_speed_of_omniglot() -> None:
-    workload = omniglot(tasks=3)
-    timings = speed.compare(workload, speed.contenders("omniglot-5way-1shot", workload, compiled=False), repeats=1)
-    assert len(timings) == 4
-    assert all(timing.error < 0.05 for timing in timings)
+@pytest.mark.parametrize("name", list(WORKLOADS))
+@pytest.mark.parametrize("family", QUICK)
+def test_contenders_agree_with_the_naive_loop(name: str, family: str) -> None:
+    if reason := contenders.missing(family):
+        pytest.skip(reason)
+    workload = small(name)
+    truth = workload.meta_gradient(workload.naive).clone()
+    assert truth.norm() > 0
+    before = [value.detach().clone() for value in workload.model.parameters()]
+    variants = contenders.variants(family, workload)
+    for variant in list(variants) if name == "sinusoid" else list(variants)[:1]:
+        contender = contenders.build(family, workload, variants[variant])
+        assert agreement(contender.gradient(), truth) < 2e-3, variant
+        contender.step()  # of a size that moves no weight
+    for value, start in zip(workload.model.parameters(), before, strict=True):
+        assert torch.allclose(value, start, rtol=1e-4, atol=1e-6)
+
+
+def test_every_workload_names_itself_and_its_tasks() -> None:
+    assert set(TASKS) == set(WORKLOADS)
+    assert all(WORKLOADS[name](2).name == name for name in WORKLOADS if not name.startswith("mini"))
+    workload = WORKLOADS["sinusoid"](5)
+    sizes = [workload.share(part, 2).tasks.size for part in range(2)]
+    assert sorted(sizes) == [2, 3]
+
+
+def test_the_work_is_counted_with_its_second_derivatives() -> None:
+    """Two linear layers after the first: 9 forward passes for support and 3 for query; the first has no dL/dx."""
+    workload = WORKLOADS["sinusoid"](1)
+    first, others = 2 * 10 * 40, 2 * 10 * (40 * 40 + 40)
+    by_hand = (9 + 3) * others + (4 + 2) * first
+    assert speed.meta_step_flops(workload) == pytest.approx(by_hand, rel=0.02)
+
+
+def test_a_comparison_end_to_end(tmp_path: Path) -> None:
+    options = speed.Options(
+        workload="sinusoid", repeats=1, out=tmp_path, only=("fewstep",), tasks=2, cores=1, patience=0
+    )
+    speed.main(options)
+    result = load(tmp_path / "sinusoid.json")
+    assert [entry.family for entry in result.entries] == ["autograd loop", "fewstep", "matrix product"]
+    assert all(len(entry.step) == 1 and entry.step[0] > 0 for entry in result.entries)
+    assert all(entry.error < 1e-3 for entry in result.entries)
+    assert result.fresh["fewstep"].cold > 0
+    assert 0 < result.share_of_machine(result.best[0]) < 1
+    assert "sinusoid, 2 tasks" in (tmp_path / "speed.md").read_text()
+    assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_a_contender_that_cannot_start_says_why() -> None:
+    with pytest.raises(FailureError, match=r"TypeError: .*nonsense"):
+        Group(Job("sinusoid", 2, "autograd loop", {"nonsense": 1}), "threads", 1, 60, {})
+
+
+def test_ratios_are_medians_over_the_rounds() -> None:
+    ours = Entry("fewstep", "threads", "vmap", {}, step=[1.0, 10.0, 1.0])
+    loop = Entry("autograd loop", "processes", "any module", {}, step=[2.0, 30.0, 2.0])
+    assert times_faster(ours, loop) == 2.0
+    product = [Entry("matrix product", layout, "", {}, step=[1.0] * 3) for layout in ("threads", "processes")]
+    result = Result("sinusoid", 4, 2, flops=50, rounding=1e-7, product=100, entries=[ours, loop, *product])
+    result.fresh["fewstep"] = Fresh("vmap", 9.0, 3.0, 2**20)
+    assert result.share_of_machine(ours) == 0.5
+    assert result.share_of_machine(loop) == 0.125  # two processes do two products a second
+    text = as_markdown(Result(**{**vars(result), "origin": "command\nmachine"}))
+    assert "| fewstep | vmap | threads | 1000.00 |" in text
+    assert "| 2.00x |" in text
+    Console(quiet=True).print(as_table(result))
+
+
+def test_a_disturbed_turn_is_taken_again() -> None:
+    class Busy:
+        turns = iter([Turn(3.0, 0.5), Turn(2.0, 0.2), Turn(1.0, 0.0)])
+
+        def turn(self, what: str, count: int) -> Turn:
+            return next(self.turns)
+
+    runner = speed.Runner(Entry("", "threads", "", {}), Busy(), WORKLOADS["sinusoid"](1), patience=3)  # type: ignore[arg-type]
+    assert runner.take_turn("step") == 1.0
+    assert runner.foreign == [0.0]
+
+
+def test_chart_of_one_and_of_several(tmp_path: Path) -> None:
+    entry = Entry("fewstep", "threads", "vmap", {}, step=[1.0])
+    results = [Result(name, 4, 2, 1, 1e-7, entries=[entry]) for name in list(WORKLOADS)[:4]]
+    for count in (1, 4):
+        chart(results[:count], tmp_path / f"{count}.png")
+        assert (tmp_path / f"{count}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of the resident set is Linux's")
@@ -42,11 +132,6 @@ def test_speed_of_omniglot() -> None:
 def test_memory(name: memory.Name) -> None:
     peak = memory.measure(name, steps=3, images=(5, 5), size=16, threads=0)
     assert peak.resident >= 0
+    assert peak.allocated is not None
     assert peak.allocated > 0
     assert peak.seconds > 0
-
-
-def test_memory_workload_agrees_with_the_naive_loop() -> None:
-    workload = miniimagenet(steps=2, support=5, query=5, size=16)
-    ours, naive = workload.meta_gradient(workload.ours()), workload.meta_gradient(workload.naive)
-    assert (ours - naive).norm() < 1e-3 * naive.norm()

@@ -20,7 +20,7 @@ from fewstep.recipes import RECIPES
 from fewstep.run import Run
 
 OPTIONS = """
-    --no-compile --iterations 6 --check-every 3 --log-every 1 --meta-batch 2 --validation-episodes 4
+    --no-plan --iterations 6 --check-every 3 --log-every 1 --meta-batch 2 --validation-episodes 4
     --test-episodes 8 --test-steps 2 --pretrain-iterations 3
 """
 QUICK = OPTIONS.split()
@@ -99,7 +99,7 @@ def test_real_omniglot(tmp_path: Path, omniglot_root: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_exits_with_130(tmp_path: Path, number: int) -> None:
-    arguments = ["train", "sinusoid", "--no-compile", "--log-every", "1", "--out", str(tmp_path)]
+    arguments = ["train", "sinusoid", "--no-plan", "--log-every", "1", "--out", str(tmp_path)]
     process = subprocess.Popen([sys.executable, "-m", "fewstep", *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not Run(tmp_path).metrics() and time.monotonic() < deadline:

@@ -21,8 +21,8 @@ LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
 
 
 def snippets() -> Iterator[Any]:
-    """Each python block of the README and the guide, with its page and first line."""
-    for page in (ROOT / "README.md", ROOT / "docs" / "guide.md"):
+    """Each python block of the README and of the pages in docs, with its page and first line."""
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = page.read_text(encoding="utf-8")
         for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
             line = text[: match.start(1)].count("\n") + 1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,23 +15,31 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from fewstep import InputError, Learner, Task, maml
+from fewstep.engine import Engine
+from fewstep.errors import FallbackWarning
 from fewstep.functional import matching
 from fewstep.updates import SGD
 from tests.cases import CASES, Case
 from tests.reference import meta_gradient, naive_losses, relative_error
 
-ENGINES: dict[str, dict[str, Any]] = {"batched": {}, "looped": {"engine": "loop"}, "chunked": {"chunk": 2}}
+ENGINES: dict[str, dict[str, Any]] = {
+    "batched": {},
+    "looped": {"engine": "loop"},
+    "chunked": {"engine": Engine(chunk=2)},
+    "by matrix products": {"engine": Engine(chunk=2, convolution="matmul")},
+}
 MLP = next(case for case in CASES if case.name == "mlp")
 every_case = pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 every_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
-def both_gradients(case: Case, engine: str, steps: int, **options: Any) -> tuple[Tensor, Tensor]:
+def both_gradients(case: Case, way: str, steps: int, **options: Any) -> tuple[Tensor, Tensor]:
     """Ours and the naive one, by all parameters of the model."""
-    if not case.batched and engine != "looped":
+    if not case.batched and way != "looped":
         pytest.skip(f"vmap has no rule for {case.name}: the loop engine is for it")
     model, tasks = case.build(), case.tasks()
-    learner = maml(model, case.loss, lr=case.lr, steps=steps, adapt=case.adapt, **ENGINES[engine], **options)
+    options = {**ENGINES[way], **options}
+    learner = maml(model, case.loss, lr=case.lr, steps=steps, adapt=case.adapt, **options)
     naive = naive_losses(
         model,
         case.loss,
@@ -65,24 +75,54 @@ def test_finite_difference_is_near_the_exact_gradient(case: Case, engine: str) -
     assert relative_error(ours, naive) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["mlp with norm"])
-def test_compiled_equals_the_naive_loop(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "engine"),
+    [
+        ("mlp with norm", Engine(compile="pieces")),
+        ("mlp with norm", Engine(compile="step", chunk=2)),
+        ("attention", Engine(compile="step", method="loop")),
+        ("conv4 strided", Engine(compile="step", convolution="matmul")),
+    ],
+    ids=str,
+)
+def test_compiled_equals_the_naive_loop(name: str, engine: Engine) -> None:
     case = next(case for case in CASES if case.name == name)
-    ours, naive = both_gradients(case, "batched", 3, compile=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        warnings.filterwarnings("ignore", "attention runs by the math kernel")
+        ours, naive = both_gradients(case, "batched", 2, engine=engine)
     assert relative_error(ours, naive) < 1e-9
 
 
-def test_compilation_that_fails_is_announced_and_runs_eagerly() -> None:
-    class Unfriendly(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            torch._dynamo.graph_break()
-            return super().forward(x)
+@pytest.mark.parametrize("case", [case for case in CASES if case.batched and case.loss is not functional.mse_loss],
+                         ids=lambda case: case.name)  # fmt: skip
+def test_forward_over_reverse_equals_the_naive_loop(case: Case) -> None:
+    ours, naive = both_gradients(case, "batched", 3, engine=Engine(product="forward"))
+    assert relative_error(ours, naive) < 1e-9
 
-    model = Unfriendly(1, 1).double()
-    x = torch.ones(2, 3, 1, dtype=torch.float64)
-    with pytest.warns(UserWarning, match="running without torch.compile"):
-        compiled = maml(model, functional.mse_loss, lr=0.1, compile=True)(Task((x, x), (x, x)))
-    assert torch.equal(compiled, maml(model, functional.mse_loss, lr=0.1)(Task((x, x), (x, x))))
+
+def test_forward_mode_fails_clearly_where_pytorch_has_none() -> None:
+    """Under vmap and jvp, PyTorch writes the gradient of mse_loss into a tensor of zeros that has no storage."""
+    with pytest.raises(InputError, match="use product='reverse'"):
+        both_gradients(MLP, "batched", 1, engine=Engine(product="forward"))
+
+
+@pytest.mark.parametrize("name", ["mlp with norm", "conv4 pooled"])
+def test_first_order_unrolled_is_the_gradient_at_the_adapted_parameters(name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    engine = Engine(compile="step")
+    with mock.patch("fewstep.engine.compiled", lambda function, tensors: function):
+        ours, naive = both_gradients(case, "batched", 3, derivative="none", engine=engine)
+    assert relative_error(ours, naive) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["vmap", "loop"])
+@every_case
+def test_unrolled_equals_the_naive_loop(case: Case, method: Any) -> None:
+    engine = Engine(compile="step", method=method)
+    with mock.patch("fewstep.engine.compiled", lambda function, tensors: function):
+        ours, naive = both_gradients(case, "looped" if method == "loop" else "batched", 3, engine=engine)
+    assert relative_error(ours, naive) < 1e-9
 
 
 @every_engine

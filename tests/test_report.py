@@ -28,7 +28,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "sinusoid"
     recipe = RECIPES["sinusoid"]
     assert isinstance(recipe, SinusoidRecipe)
-    short = replace(recipe, iterations=40, check_every=20, log_every=4, compile=False, pretrain_iterations=20)
+    short = replace(recipe, iterations=40, check_every=20, log_every=4, plan=False, pretrain_iterations=20)
     train_run("sinusoid", replace(short, ablations=False, test_episodes=20, validation_episodes=20), path)
     evaluate_run(path)
     report_run(path)

@@ -4,18 +4,23 @@ from importlib.metadata import version
 
 from fewstep import data, losses, models
 from fewstep.algorithms import fomaml, hf_maml, maml
-from fewstep.errors import DivergenceError, FewstepError, InputError
+from fewstep.engine import Engine
+from fewstep.errors import DivergenceError, FallbackWarning, FewstepError, InputError
 from fewstep.functional import use_batch_statistics
 from fewstep.learner import Learner, Point
+from fewstep.planner import Plan, plan
 from fewstep.task import Task
 
 __version__ = version("fewstep")
 
 __all__ = [
     "DivergenceError",
+    "Engine",
+    "FallbackWarning",
     "FewstepError",
     "InputError",
     "Learner",
+    "Plan",
     "Point",
     "Task",
     "data",
@@ -24,5 +29,6 @@ __all__ = [
     "losses",
     "maml",
     "models",
+    "plan",
     "use_batch_statistics",
 ]

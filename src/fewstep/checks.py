@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fewstep.errors import FewstepError, InputError
+from fewstep.errors import FallbackWarning, FewstepError, InputError
 from fewstep.functional import Objective, is_pair
 from fewstep.replay import Moment
 from fewstep.task import Batch, Task, map_tensors, task_count
@@ -56,40 +57,65 @@ def check_values_behind(loss: Tensor, tasks: Task) -> None:
 
 
 def look_once(objective: Objective, tasks: Task, *, exact: bool) -> None:
-    """Run the loss of one task once, to find what would silently take derivatives away.
+    """Run the loss of one task once in each mode of the model, to find what would take derivatives away.
 
-    A loss may depend on no parameter but those that it is handed. And PyTorch loses the derivative of a bias's own
-    gradient in fused norms that have a bias and no weight (`tests/test_gradient.py` pins the fault).
+    A loss may depend on no parameter but those that it is handed. PyTorch loses the derivative of a bias's own
+    gradient in fused norms that have a bias and no weight (`tests/test_gradient.py` pins the fault). And fused
+    attention has no second derivative: from here on the objective takes the math kernel, which has one.
     """
-    if objective.looked_at:
+    kind = (exact, *objective.modes())
+    if kind in objective.looked_at:
         return
     batch = map_tensors(lambda leaf: leaf[0].detach(), tasks.support)
     names = [*objective.adapted, *objective.shared]
     own = {name: value.detach() for name, value in zip(names, objective.parameters(names), strict=True)}
     device = tree_leaves(batch)[0].device
-    with torch.enable_grad(), Moment.now(device).again(), _NormsWithoutWeight(exact):
+    with torch.enable_grad(), Moment.now(device).again(), _as_differentiated(), _Operators(exact) as seen:
         loss = objective(own, batch)
     if loss.requires_grad:
         raise InputError(
             "the loss depends on a parameter that is neither the model's nor its own, whose gradient would be lost; "
             "make the loss an nn.Module that holds it"
         )
-    objective.looked_at = True
+    if exact and seen.fused_attention:
+        objective.math_attention = True
+        warnings.warn(
+            "attention runs by the math kernel: fused attention has no second derivative; the derivatives "
+            "'finite_difference' and 'none' keep it",
+            FallbackWarning,
+            stacklevel=2,
+        )
+    objective.looked_at.add(kind)
 
 
-class _NormsWithoutWeight(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Raise `InputError` at a fused norm with a bias and without a weight."""
+@contextmanager
+def _as_differentiated() -> Iterator[None]:
+    """Let transformer layers do what they do where gradients are taken: else they have a fused path of their own."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Note fused attention; raise `InputError` at a fused norm with a bias and without a weight."""
 
     def __init__(self, exact: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.exact = exact
+        self.fused_attention = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.exact and "norm" in func.__name__:
+        name = func.__name__.split(".")[0]
+        if name.startswith("_scaled_dot_product_") and "math" not in name:
+            self.fused_attention = True
+        if self.exact and "norm" in name:
             given = dict(zip([argument.name for argument in func._schema.arguments], args, strict=False))
             if given.get("bias") is not None and given.get("weight", 0) is None:
                 raise InputError(
-                    f"{func.__name__.split('.')[0]} with a bias and no weight loses second derivatives in PyTorch; add "
+                    f"{name} with a bias and no weight loses second derivatives in PyTorch; add "
                     "the bias yourself, pass a weight of ones, or use the derivative 'finite_difference'"
                 )
         return func(*args, **(kwargs or {}))
@@ -103,9 +129,10 @@ def guard(objective: Objective, tasks: Task, *, exact: bool, batched: bool) -> I
     """
     objective.check_structure()
     objective.check_running_statistics()
-    written = objective.buffer_versions()
+    written, looked = objective.buffer_versions(), False
     try:
         look_once(objective, tasks, exact=exact)
+        looked = True
         yield
     except FewstepError:
         raise
@@ -116,7 +143,7 @@ def guard(objective: Objective, tasks: Task, *, exact: bool, batched: bool) -> I
         for name, batch in tasks._asdict().items():
             if is_pair(batch):
                 _check_pair(objective, name, map_tensors(lambda leaf: leaf[0], batch))
-        if batched and objective.looked_at:
+        if batched and looked:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
                 f"the loss works for one task, but not batched by vmap ({reason}); try engine='loop', for models "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import io
+import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,7 +22,9 @@ import fewstep
 from fewstep.algorithms import __all__ as algorithms
 from fewstep.commands import evaluate_run, train_run
 from fewstep.data import DATASETS
+from fewstep.distributed import check_processes, is_first, joined, ranks
 from fewstep.errors import FewstepError, InputError
+from fewstep.launch import launch
 from fewstep.recipes import RECIPES, Recipe
 from fewstep.report import report_run
 from fewstep.tables import table
@@ -31,6 +35,7 @@ USAGE = """usage: fewstep train RECIPE [--field value ...] [--out RUN]   train, 
        fewstep evaluate RUN                                  judge it on test tasks, beside baselines
        fewstep report RUN                                    tables and plots
        fewstep list recipes|algorithms|datasets              what there is
+       fewstep bench [speed|memory|scaling|WORKLOAD]         time it beside its peers, from a checkout
 Each command tells its options with --help; `fewstep train RECIPE --help` tells every setting of a recipe."""
 
 
@@ -39,13 +44,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = lambda message, *_: print(f"fewstep: {message}", file=sys.stderr)
     try:
-        _run(arguments)
+        with joined(), _the_first_speaks():
+            _run(arguments)
     except FewstepError as error:
         print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("fewstep: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def _the_first_speaks() -> Iterator[None]:
+    """Of several processes that work together, only the first prints."""
+    if is_first():
+        yield
+        return
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def _run(arguments: list[str]) -> None:
@@ -64,18 +84,31 @@ def _train(arguments: list[str]) -> None:
         _list(["recipes"])
         return
     name = _known("recipe", arguments[0], list(RECIPES))
-    recipe, out = _train_options(name, arguments[1:])
-    train_run(name, recipe, out)
+    recipe, out, procs = _train_options(name, arguments[1:])
+    if procs in (1, ranks()):  # under torchrun the processes are there already
+        train_run(name, recipe, out)
+        return
+    if ranks() > 1:
+        raise InputError(f"torchrun started {ranks()} processes; leave out --procs {procs}")
+    check_processes(procs, recipe.meta_batch, recipe.device)
+    if code := launch([sys.executable, "-m", "fewstep", "train", *arguments], procs):
+        sys.exit(code)
 
 
-def _train_options(name: str, arguments: list[str]) -> tuple[Recipe, Path]:
+def _train_options(name: str, arguments: list[str]) -> tuple[Recipe, Path, int]:
     recipe = RECIPES[name]
     folder = Annotated[Path, tyro.conf.arg(help="Folder of the run; a run that is there goes on.")]
+    processes = Annotated[int, tyro.conf.arg(help="Processes on this machine that share the tasks, with a GPU each.")]
     options = make_dataclass(
-        "Train", [("recipe", type(recipe), field(default=recipe)), ("out", folder, field(default=Path("runs") / name))]
+        "Train",
+        [
+            ("recipe", type(recipe), field(default=recipe)),
+            ("out", folder, field(default=Path("runs") / name)),
+            ("procs", processes, field(default=1)),
+        ],
     )
     chosen: Any = _parsed(options, f"fewstep train {name}", arguments)
-    return chosen.recipe, chosen.out
+    return chosen.recipe, chosen.out, chosen.procs
 
 
 @dataclass(frozen=True)
@@ -128,7 +161,24 @@ def _list(arguments: list[str]) -> None:
         print(f"{name:{width}}  {(text or '').strip().splitlines()[0]}")
 
 
+def _bench(arguments: list[str]) -> None:
+    """Run a benchmark out of the checkout that this package was installed from."""
+    checkout = Path(fewstep.__file__).resolve().parents[2]
+    if not (checkout / "benchmarks" / "speed.py").is_file():
+        raise InputError("the benchmarks are not in the installed package; clone the repository, then pip install -e .")
+    sys.path.insert(0, str(checkout))
+    known = ["speed", "memory", "scaling", *importlib.import_module("benchmarks.workloads").WORKLOADS]
+    named = bool(arguments) and not arguments[0].startswith("-")
+    what = _known("benchmark", arguments[0], known) if named else "speed"
+    rest = arguments[1:] if named else arguments
+    if what not in known[:3]:
+        what, rest = "speed", ["--workload", what, *rest]
+    tyro.cli(importlib.import_module(f"benchmarks.{what}").main, prog=f"fewstep bench {what}", args=rest,
+             config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "bench": _bench,
     "train": _train,
     "evaluate": _evaluate,
     "report": _report,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,17 +11,24 @@ from typing import Any
 
 from fewstep.baselines import Contender, contend
 from fewstep.data.episodes import Episodes
+from fewstep.distributed import check_processes, from_first, processes_here, share
+from fewstep.engine import Engine
 from fewstep.errors import InputError
 from fewstep.evaluate import evaluate
 from fewstep.learner import Learner
+from fewstep.planner import GIB, Plan, plan
 from fewstep.progress import narrate, progress
 from fewstep.recipes import RECIPES, Recipe
 from fewstep.recipes.base import usable
 from fewstep.run import Run
 from fewstep.train import train
 
+ENGINE = "engine.json"
 # Fields that may change when a run is taken up again.
-FREE_FIELDS = {"iterations", "device", "log_every", "test_episodes", "pretrain_iterations", "ablations", "root"}
+FREE_FIELDS = {
+    "iterations", "device", "log_every", "test_episodes", "pretrain_iterations", "ablations", "root", "plan_seconds",
+    "memory_limit",
+}  # fmt: skip
 
 
 def train_run(name: str, recipe: Recipe, out: Path) -> None:
@@ -30,14 +38,34 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     if run.exists:
         recipe_of(run)
         _check_same(run.read_json("config.json"), config, out)
+    check_processes(processes_here(), recipe.meta_batch, recipe.device)
     learner, episodes, state = recipe.learner(), recipe.episodes("train"), run.load_state()
     recipe.protocols()  # what cannot be evaluated is not worth training
     run.write_json("config.json", config)
     done = state["step"] if state else 0
     narrate(f"{name}: iteration {done} of {recipe.iterations}, in {out}")
+    if recipe.plan and done < recipe.iterations:
+        learner.engine = from_first(lambda: _planned_engine(recipe, run, learner, episodes))
     with progress(recipe.iterations, done=done) as report:
         train(learner, episodes, recipe.training(), run, validate=recipe.validate, report=report)
     narrate(f"trained; now: fewstep evaluate {out}")
+
+
+def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episodes) -> Engine:
+    """The engine in the run's folder; where there is none, one is planned on the first tasks, and kept."""
+    if (run.path / ENGINE).exists():
+        with run.reading(ENGINE) as path:
+            known = Plan.from_json(json.loads(path.read_text()))
+        if recipe.memory_limit is not None and (known.chosen.peak or 0) > recipe.memory_limit * GIB:
+            limit = f"--memory-limit {recipe.memory_limit:g}"
+            raise InputError(f"the engine in {path} takes more than {limit} ({known}); delete that file to plan anew")
+        return known.engine
+    narrate(f"timing ways to compute on the first tasks, for up to {recipe.plan_seconds:g} s (--no-plan leaves it out)")
+    chosen = plan(learner, share(episodes[0]), seconds=recipe.plan_seconds, memory=recipe.memory_limit,
+                  clip=recipe.clip, **recipe.choices)  # fmt: skip
+    run.write_json(ENGINE, chosen.to_json())
+    narrate(str(chosen))
+    return chosen.engine
 
 
 def evaluate_run(

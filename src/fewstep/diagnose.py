@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -20,8 +21,16 @@ def where_not_finite(learner: Learner, tasks: Task) -> str:
     """In words, the first thing that is not finite when `learner` adapts to `tasks` and is judged.
 
     Looks at the meta-parameters, the tasks, then along the inner steps at the parameters and at each layer's output,
-    at last at the meta-gradient.
+    at last at the meta-gradient. Nothing is compiled for it.
     """
+    engine, learner.engine = learner.engine, replace(learner.engine, compile="no")
+    try:
+        return _first_not_finite(learner, tasks)
+    finally:
+        learner.engine = engine
+
+
+def _first_not_finite(learner: Learner, tasks: Task) -> str:
     for name, value in learner.named_parameters():
         if not torch.isfinite(value).all():
             return f"the meta-parameter '{name}' is not finite"
@@ -35,8 +44,10 @@ def where_not_finite(learner: Learner, tasks: Task) -> str:
                 layer = _layer_not_finite(learner, theta, batch)
                 if layer is not None:
                     return f"after inner step {step} {layer} is not finite on the {part} set"
-    for name, value in learner.named_parameters():
-        if value.grad is not None and not torch.isfinite(value.grad).all():
+    trained = {name: value for name, value in learner.named_parameters() if value.requires_grad}
+    gradients = torch.autograd.grad(learner(tasks).mean(), list(trained.values()), allow_unused=True)
+    for name, gradient in zip(trained, gradients, strict=True):
+        if gradient is not None and not torch.isfinite(gradient).all():
             return f"the meta-gradient of '{name}' is not finite"
     return "the loss is not finite"
 

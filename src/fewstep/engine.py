@@ -1,6 +1,6 @@
-"""First and second derivatives of one task's loss, and the one place where they run over many tasks.
+"""How the loss of one task and its derivatives run over many tasks: the choices, and the one place where it happens.
 
-Everything below `Engine` is written for ONE task, without a task axis. Each order of differentiation stays inside
+Everything below `Runner` is written for ONE task, without a task axis. Each order of differentiation stays inside
 the `vmap`: `grad` of a `vmap` of `grad` is silently wrong in PyTorch through fused batch, layer and instance norm
 (pytorch/functorch#534).
 """
@@ -8,116 +8,169 @@ the `vmap`: `grad` of a `vmap` of `grad` is silently wrong in PyTorch through fu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import InputError
+from fewstep.compilation import compiled
+from fewstep.convolution import Convolution, convolving
+from fewstep.errors import FallbackWarning, InputError
 
+MOST_COMPILED = 64
+Part = Literal["pieces", "step"]
 Function = Callable[..., tuple[Tensor, ...]]
 Scalar = Callable[..., Tensor]
 GradAndValue = Callable[[Scalar, tuple[int, ...]], Callable[..., tuple[tuple[Tensor, ...], Tensor]]]
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How a function of one task runs over a batch of tasks.
+    """How the tasks of a batch are computed. None of the choices but `precision` changes a result beyond rounding.
 
     method : "vmap" batches the tasks; "loop" takes them one by one, for models without batching rules (RNNs)
     chunk : tasks at a time under "vmap"; None takes all at once. Fewer need less memory, and cache better.
-    compile : compile the batched function with torch.compile
+    compile : "no"; "pieces" compiles the inner gradient, its derivative and the query gradient, each once whatever the
+        number of inner steps; "step" compiles a whole meta-step, which is faster and takes longer to compile with each
+        inner step
+    product : the derivative of the inner gradient by reverse mode over reverse mode, or forward over reverse
+    convolution : PyTorch's own; "channels_last", its own in that memory format, under "loop" only; or "matmul",
+        unfolded into matrix products, which suits the small convolutions of many tasks with weights of their own
+    precision : "bfloat16" computes the loss in it where autocast says so; the inner updates, the meta-gradient and all
+        that is kept stay in the parameters' own precision
     """
 
     method: Literal["vmap", "loop"] = "vmap"
     chunk: int | None = None
-    compile: bool = False
-    _batched_functions: dict[Any, Function] = field(default_factory=dict, repr=False, compare=False)
+    compile: Literal["no", "pieces", "step"] = "no"
+    product: Literal["reverse", "forward"] = "reverse"
+    convolution: Convolution = "native"
+    precision: Literal["full", "bfloat16"] = "full"
 
     def __post_init__(self) -> None:
-        if self.method not in ("vmap", "loop"):
-            raise InputError(f"the engine must be 'vmap' or 'loop', but {self.method!r} came")
-        if self.chunk is not None and self.chunk < 1:
-            raise InputError(f"tasks per chunk must be at least 1, but {self.chunk} came")
+        kinds = get_type_hints(Engine)
+        for field in fields(self):
+            value, choices = getattr(self, field.name), get_args(kinds[field.name])
+            if field.name != "chunk" and value not in choices:
+                raise InputError(f"the engine's {field.name} must be one of {choices}, but {value!r} came")
+        if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
+            raise InputError(f"the engine's chunk must be at least 1 task, but {self.chunk!r} came")
+        if self.method == "loop" and self.product == "forward":
+            raise InputError("the product 'forward' needs the method 'vmap', but 'loop' came")
+        if self.method == "vmap" and self.convolution == "channels_last":
+            raise InputError("PyTorch has no channels-last format under the method 'vmap'; use 'loop' or 'matmul'")
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy starts anew: what is remembered here belongs to one model."""
-        return {**self.__dict__, "_batched_functions": {}}
+    def __str__(self) -> str:
+        """The choices that are not the default's.
+
+        >>> print(Engine(chunk=4, compile="pieces"), "|", Engine())
+        vmap, chunk 4, compile pieces | vmap
+        """
+        default = asdict(Engine())
+        said = [
+            f"{name} {value}" for name, value in asdict(self).items() if value != default[name] and name != "method"
+        ]
+        return ", ".join([self.method, *said])
 
     @property
     def differentiate(self) -> GradAndValue:
         """The gradient that goes with the method: torch.func under vmap, plain autograd in the loop."""
         return _func_grad_and_value if self.method == "vmap" else _autograd_grad_and_value
 
+    @contextmanager
+    def numerics(self, device: torch.device) -> Iterator[None]:
+        """Inside, losses are computed with the engine's precision and convolution."""
+        with ExitStack() as stack:
+            if self.precision == "bfloat16":  # without its cache, which would leak tensors out of vmap
+                stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
+            if self.convolution != "native":
+                stack.enter_context(convolving(self.convolution))
+            yield
+
+
+class Runner:
+    """Runs functions of one task over batches of tasks, as an engine says, and keeps what it compiled.
+
+    `world` stands for all that a compiled function depends on besides its tensors, see `watch.py`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.world: Any = None
+        self._compiled: dict[Any, Function | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy starts anew: what is remembered here belongs to one model."""
+        return {**self.__dict__, "_compiled": {}}
+
     def run(self, key: Any, function: Function, tensors: Sequence[Tensor], stacked: Sequence[bool],
-            summed: Sequence[bool] | None = None) -> list[Tensor]:  # fmt: skip
+            summed: Sequence[bool] | None = None, *, part: Part = "pieces") -> list[Tensor]:  # fmt: skip
         """`function(*tensors)` for every task.
 
         stacked : which tensors have a task axis. The others are the same for all tasks.
         summed : which results are summed over the tasks, by default none. The others come back with a task axis.
-        key : names the function among all that this engine runs, to find its batched form again.
+        key : names the function among all that this runner runs, to find its compiled form again.
+        part : the function is a piece of a meta-step, or a whole step
         """
         tensors = [tensor.detach() for tensor in tensors]
         count = next(tensor.shape[0] for tensor, has in zip(tensors, stacked, strict=True) if has)
-        size = 1 if self.method == "loop" else min(self.chunk or count, count)
-        batched = self._batched(key, function, tuple(stacked), None if summed is None else tuple(summed))
-        parts = [
-            batched(*(t[low : low + size] if has else t for t, has in zip(tensors, stacked, strict=True)))
-            for low in range(0, count, size)
-        ]
-        if len(parts) == 1:
-            return list(parts[0])
+        size = 1 if self.engine.method == "loop" else min(self.engine.chunk or count, count)
+        if size == count:
+            return list(self._one_chunk(key, function, tensors, stacked, summed, part))
+        parts = []
+        for low in range(0, count, size):
+            piece = [t[low : low + size] if has else t for t, has in zip(tensors, stacked, strict=True)]
+            parts.append(self._one_chunk(key, function, piece, stacked, summed, part))
         columns = list(zip(*parts, strict=True))
         return [
             torch.stack(column).sum(0) if is_sum else torch.cat(column)
             for column, is_sum in zip(columns, summed or [False] * len(columns), strict=True)
         ]
 
-    def _batched(self, key: Any, function: Function, stacked: tuple[bool, ...],
-                 summed: tuple[bool, ...] | None) -> Function:  # fmt: skip
-        """`function` over the tasks of one chunk."""
-        key = (key, stacked, summed)
-        if key in self._batched_functions:
-            return self._batched_functions[key]
+    def _one_chunk(self, key: Any, function: Function, tensors: Sequence[Tensor], stacked: Sequence[bool],
+                   summed: Sequence[bool] | None, part: Part) -> tuple[Tensor, ...]:  # fmt: skip
+        key = (key, tuple(stacked), None if summed is None else tuple(summed))
+        return self.call(key, lambda *tensors: self.over_tasks(function, tensors, stacked, summed), tensors, part)
 
-        def over_chunk(*tensors: Tensor) -> tuple[Tensor, ...]:
-            if self.method == "loop":
-                single = function(*(t[0] if has else t for t, has in zip(tensors, stacked, strict=True)))
-                results = tuple(result.unsqueeze(0) for result in single)
-            else:
-                in_dims = tuple(0 if has else None for has in stacked)
-                results = torch.func.vmap(function, in_dims=in_dims, randomness="different")(*tensors)
-            if summed is None:
-                return results
-            return tuple(r.sum(0) if is_sum else r for r, is_sum in zip(results, summed, strict=True))
+    def over_tasks(self, function: Function, tensors: Sequence[Tensor], stacked: Sequence[bool],
+                   summed: Sequence[bool] | None) -> tuple[Tensor, ...]:  # fmt: skip
+        """`function` over the tasks of one chunk: under "loop" there is one."""
+        if self.engine.method == "loop":
+            single = function(*(t[0] if has else t for t, has in zip(tensors, stacked, strict=True)))
+            results = tuple(result.unsqueeze(0) for result in single)
+        else:
+            in_dims = tuple(0 if has else None for has in stacked)
+            results = torch.func.vmap(function, in_dims=in_dims, randomness="different")(*tensors)
+        if summed is None:
+            return results
+        return tuple(r.sum(0) if is_sum else r for r, is_sum in zip(results, summed, strict=True))
 
-        batched = self._compiled(over_chunk) if self.compile else over_chunk
-        self._batched_functions[key] = batched
-        return batched
-
-    def _compiled(self, function: Function) -> Function:
-        """`function` compiled at its first call. Where that fails, a warning, and from then on nothing is compiled."""
-        from torch._dynamo.exc import TorchDynamoException  # imported here: they double the import time of torch
-        from torch._inductor.exc import InductorError
-
-        # Dynamo counts recompilations by code object: a copy of its own keeps one function from using up another's.
-        function.__code__ = function.__code__.replace()
-        options: dict[str, Any] = {"fallback_random": True}  # a recomputation draws what the forward pass drew
-        compiled: Function = torch.compile(function, fullgraph=True, dynamic=False, options=options)
-
-        def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-            if self.compile:
-                try:
-                    return compiled(*tensors)
-                except (TorchDynamoException, InductorError) as error:
-                    self.compile = False
-                    reason = str(error).strip().splitlines()[0]
-                    warnings.warn(f"running without torch.compile, which failed: {reason}", stacklevel=2)
+    def call(self, key: Any, function: Function, tensors: Sequence[Tensor], part: Part) -> tuple[Tensor, ...]:
+        """`function(*tensors)`, compiled if the engine compiles such parts, once for each key and form of tensors."""
+        if self.engine.compile != part:
             return function(*tensors)
+        device = tensors[-1].device
+        form = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
+        moment = self.world, torch.is_autocast_enabled(device.type), torch.get_default_dtype()
+        full_key = (key, form, device, moment)
+        if full_key not in self._compiled:
+            self._compiled[full_key] = self._try_to_compile(function, tensors)
+        return (self._compiled[full_key] or function)(*tensors)
 
-        return call
+    def _try_to_compile(self, function: Function, tensors: Sequence[Tensor]) -> Function | None:
+        """`function` compiled. Where that fails, a warning, and from then on nothing is compiled."""
+        try:
+            if len(self._compiled) >= MOST_COMPILED:
+                raise RuntimeError(f"the model, or the tasks' shapes, changed {MOST_COMPILED} times")
+            return compiled(function, tensors)
+        except Exception as error:  # compilers fail in any way
+            self.engine = Engine(**{**asdict(self.engine), "compile": "no"})
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            warnings.warn(f"running without compilation, which failed: {reason}", FallbackWarning, stacklevel=2)
+            return None
 
 
 def _func_grad_and_value(function: Scalar, argnums: tuple[int, ...]) -> Callable[..., Any]:
@@ -142,6 +195,15 @@ def _autograd_grad_and_value(function: Scalar, argnums: tuple[int, ...]) -> Call
         return grads, value if nested else value.detach()
 
     return grad_and_value
+
+
+def value_and_gradient(engine: Engine, function: Scalar, wanted: tuple[int, ...],
+                       tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:  # fmt: skip
+    """The scalar that `function` gives for `tensors`, and its gradient by those at the positions `wanted`."""
+    if not wanted:
+        return (function(*tensors),)
+    grads, value = engine.differentiate(function, wanted)(*tensors)
+    return (value, *grads)
 
 
 def dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The errors that a user can mend. The command line prints them as one line and exits with 2."""
+"""The errors that a user can mend; the command line prints them as one line and exits with 2. And a warning."""
 
 
 class FewstepError(Exception):
@@ -11,3 +11,7 @@ class InputError(FewstepError, ValueError):
 
 class DivergenceError(FewstepError, ArithmeticError):
     """Training met a value that is not finite."""
+
+
+class FallbackWarning(UserWarning):
+    """A slower way that is taken by itself, announced once, because the usual one cannot give what was asked for."""

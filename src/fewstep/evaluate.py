@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import ceil, inf, isfinite, sqrt
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.episodes import Episodes
+from fewstep.distributed import on_all_ranks
 from fewstep.errors import InputError
 from fewstep.learner import Learner, Point
 from fewstep.task import Batch
@@ -112,6 +114,7 @@ def evaluate(
 
     metric : "accuracy", "mse", "loss" (the query loss), or a `Metric` of your own
     The interval is 1.96 standard deviations / sqrt(count), as in the paper. The learner is in eval mode meanwhile.
+    Where several processes work together, all have to call it; they share the batches, and each gets the result.
     """
     if isinstance(metric, str):
         if metric not in METRICS:
@@ -122,7 +125,8 @@ def evaluate(
     modes = [(module, module.training) for module in learner.modules()]
     learner.eval()
     try:
-        batches = [_judge(learner, episodes, index, metric, steps) for index in range(ceil(count / episodes.tasks))]
+        judge = partial(_judge, learner, episodes, metric, steps)
+        batches = on_all_ranks(judge, ceil(count / episodes.tasks))
     finally:
         for module, mode in modes:
             module.training = mode
@@ -134,7 +138,7 @@ def evaluate(
     return Evaluation(metric.name, by_step, count, dict(protocol or {}), metric.higher_is_better)
 
 
-def _judge(learner: Learner, episodes: Episodes, index: int, metric: Metric, steps: int) -> Tensor:
+def _judge(learner: Learner, episodes: Episodes, metric: Metric, steps: int, index: int) -> Tensor:
     """The metric [steps + 1, tasks] of one batch of tasks."""
     tasks = episodes[index]
     return torch.stack([metric.of(point, tasks.query) for point in learner.path(tasks, steps)])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.errors import InputError
 from fewstep.task import Batch
@@ -35,16 +37,17 @@ class Objective:
         if not callable(loss):
             raise InputError(f"the loss must be callable, but a {type(loss).__name__} came")
         self.model = model
-        self._module = _LossOf(model, loss)
-        own = [name for name, value in self._module.named_parameters() if value.requires_grad]
+        self.module = _LossOf(model, loss)
+        own = [name for name, value in self.module.named_parameters() if value.requires_grad]
         trainable = [name.removeprefix("model.") for name in own if name.startswith("model.")]
         self.adapted = [f"model.{name}" for name in matching(trainable, adapt)]
         self.shared = [name for name in own if name not in set(self.adapted)]
         # Looking names up in a module is slow, and its structure does not change: remember who owns what.
-        self._parameters = _owners(self._module, own)
-        self._buffers = _owners(self._module, [name for name, _ in self._module.named_buffers()])
-        self._modules = list(self._module.modules())
-        self.looked_at = False  # see `checks.look_once`
+        self._parameters = _owners(self.module, own)
+        self._buffers = _owners(self.module, [name for name, _ in self.module.named_buffers()])
+        self._modules = list(self.module.modules())
+        self.looked_at: set[tuple[bool, ...]] = set()  # see `checks.look_once`
+        self.math_attention = False  # see `checks.look_once`
         self._norms = [(name, m) for name, m in model.named_modules() if getattr(m, "running_mean", None) is not None]
         self.check_running_statistics()
 
@@ -64,7 +67,8 @@ class Objective:
         """The loss of one task and, for an `(x, y)` batch, the model's prediction (else None)."""
         # Buffers are handed in too, so that a module that replaces one does not keep what it wrote.
         everything = {**self.buffers(), **tensors}
-        loss, prediction = functional_call(self._module, everything, (batch,))
+        with sdpa_kernel(SDPBackend.MATH) if self.math_attention else nullcontext():
+            loss, prediction = functional_call(self.module, everything, (batch,))
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             came = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"the loss must return one floating-point number for a task, but {came} came")
@@ -78,9 +82,35 @@ class Objective:
         """Which submodules are in train mode."""
         return [module.training for module in self._modules]
 
+    def check_modes(self, before: list[bool]) -> None:
+        """Raise `InputError` where a submodule changed its mode: recomputing would give something else."""
+        if self.modes() != before:
+            raise InputError("the model went from train to eval mode, or back, between forward and backward pass")
+
+    def is_stacked(self, theta: Tensors) -> bool:
+        """Whether adapted parameters have a task axis: at the start of adaptation they have none."""
+        name = self.adapted[0]
+        return theta[name].dim() > self.parameters([name])[0].dim()
+
+    def in_order(self, theta: Tensors, count: int) -> Tensors:
+        """What an update rule returned, each tensor with its task axis; `InputError` where names or shapes are off."""
+        names = self.adapted
+        if set(theta) != set(names):
+            raise InputError(f"the update rule must return the tensors {', '.join(names)}, but {', '.join(theta)} came")
+        result = {}
+        for name, own in zip(names, self.parameters(names), strict=True):
+            value = theta[name]
+            if value.shape == own.shape:  # left alone at step 0
+                value = value.expand(count, *own.shape)
+            if value.shape != (count, *own.shape):
+                came, expected = tuple(value.shape), (count, *own.shape)
+                raise InputError(f"the update rule returned '{name}' with the shape {came} instead of {expected}")
+            result[name] = value
+        return result
+
     def check_structure(self) -> None:
         """Raise `InputError` where a submodule was replaced: the tensors of the old one would be used."""
-        now = list(self._module.modules())
+        now = list(self.module.modules())
         if len(now) != len(self._modules) or any(a is not b for a, b in zip(now, self._modules, strict=True)):
             raise InputError(
                 "a submodule of the model was replaced after the learner was built; build the learner again"
@@ -132,11 +162,11 @@ def is_pair(batch: Batch) -> bool:
     return isinstance(batch, tuple | list) and len(batch) == 2
 
 
-def matching(names: Sequence[str], patterns: str | Sequence[str]) -> list[str]:
+def matching(names: Sequence[str], patterns: str | Sequence[str], what: str = "trainable parameter") -> list[str]:
     """The names that a pattern chooses: `*` and `?` as in file names; `~` in front takes names away.
 
     Patterns are read from left to right; a first pattern with `~` starts from all names. `InputError` where a
-    pattern matches nothing.
+    pattern matches nothing. `what` the names stand for is said in the message.
 
     >>> matching(["body.weight", "head.weight", "head.bias"], "head.*")
     ['head.weight', 'head.bias']
@@ -148,12 +178,10 @@ def matching(names: Sequence[str], patterns: str | Sequence[str]) -> list[str]:
     for pattern in patterns:
         found = {name for name in names if fnmatchcase(name, pattern.removeprefix("~"))}
         if not found:
-            raise InputError(
-                f"the pattern {pattern!r} matches no trainable parameter; there are: {', '.join(names) or 'none'}"
-            )
+            raise InputError(f"the pattern {pattern!r} matches no {what}; there are: {', '.join(names) or 'none'}")
         chosen = chosen - found if pattern.startswith("~") else chosen | found
     if not chosen:
-        raise InputError(f"the patterns {patterns} leave no parameter to adapt; there are: {', '.join(names)}")
+        raise InputError(f"the patterns {patterns} leave no {what} to adapt; there are: {', '.join(names)}")
     return [name for name in names if name in chosen]
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from fewstep.errors import InputError
 from fewstep.finite_difference import scaled, two_sided
 from fewstep.problem import Problem
-from fewstep.replay import Moment
+from fewstep.replay import Moment, no_saved_tensors_hooks
+from fewstep.unrolled import Unrolled
 
 Gradients = tuple[Tensor | None, ...]
 
@@ -36,7 +37,7 @@ def inner_gradient(problem: Problem, tensors: Sequence[Tensor]) -> tuple[Tensor,
     return loss, gradients
 
 
-def task_loss(problem: Problem, tensors: Sequence[Tensor]) -> Tensor:
+def task_loss(problem: Problem | Unrolled, tensors: Sequence[Tensor]) -> Tensor:
     """The loss [B] of each task; it can be differentiated once."""
     loss: Tensor = _TaskLoss.apply(problem, *tensors)  # type: ignore[no-untyped-call]
     return loss
@@ -44,22 +45,25 @@ def task_loss(problem: Problem, tensors: Sequence[Tensor]) -> Tensor:
 
 class _InnerGradient(torch.autograd.Function):
     @staticmethod
+    @no_saved_tensors_hooks()
     def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.problem, ctx.moment, ctx.modes = problem, Moment.now(tensors[-1].device), problem.objective.modes()
+        moment, ctx.problem, ctx.modes = Moment.now(tensors[-1].device), problem, problem.objective.modes()
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
-        return tuple(problem.gradient(tensors, problem.theta))
+        result = tuple(problem.gradient(tensors, problem.theta))
+        ctx.moment = moment.of_use()
+        return result
 
     @staticmethod
+    @no_saved_tensors_hooks()
     def backward(ctx: Any, c: Tensor | None, *v: Tensor | None) -> Gradients:
         _refuse_twice()
         problem: Problem = ctx.problem
         moment, tensors = ctx.moment, ctx.saved_tensors
         if c is None and all(part is None for part in v):
             return (None,) * (1 + len(tensors))
-        if ctx.modes != problem.objective.modes():
-            raise InputError("the model went from train to eval mode, or back, between forward and backward pass")
+        problem.objective.check_modes(ctx.modes)
         wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
         count = tensors[-1].shape[0]
         c = tensors[0].new_zeros(count) if c is None else c
@@ -83,6 +87,7 @@ class _InnerGradient(torch.autograd.Function):
         return (None, *_at(wanted, grads, len(tensors)))
 
     @staticmethod
+    @no_saved_tensors_hooks()
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         problem: Problem = ctx.problem
         moment, tensors = ctx.moment, ctx.saved_tensors
@@ -100,7 +105,8 @@ class _TaskLoss(torch.autograd.Function):
     """The forward pass takes value and gradient together; the backward pass scales the stored gradient."""
 
     @staticmethod
-    def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> Tensor:
+    @no_saved_tensors_hooks()
+    def forward(ctx: Any, problem: Problem | Unrolled, *tensors: Tensor) -> Tensor:
         ctx.problem, ctx.count = problem, len(tensors)
         ctx.wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
         ctx.set_materialize_grads(False)

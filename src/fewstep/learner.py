@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Literal, NamedTuple, TypeVar, get_args
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_leaves
 
 from fewstep.checks import check_examples, check_tasks, check_values, check_values_behind, guard
-from fewstep.engine import Engine
+from fewstep.engine import Engine, Runner
 from fewstep.errors import DivergenceError, InputError
 from fewstep.functional import Loss, Objective, Tensors, tensors_by_name
 from fewstep.gradient import inner_gradient, task_loss
+from fewstep.long_loop import Memory, repeatable
 from fewstep.problem import Derivative, Problem
 from fewstep.task import Batch, Task, one_task, task_count
+from fewstep.unrolled import Unrolled
 from fewstep.updates import Update
+from fewstep.watch import Watch
 
 T = TypeVar("T")
 
@@ -41,9 +44,9 @@ class Learner(nn.Module):
     steps : inner steps in training
     adapt : name patterns of the parameters that adapt; all others are shared by the tasks, and meta-learned too
     derivative : of the inner gradient: "exact", "none" (first order) or "finite_difference" (Hessian-free)
-    engine : "vmap" batches the tasks; "loop" takes one by one, for models without batching rules such as RNNs
-    chunk : tasks at a time under "vmap", None for all; fewer need less memory
-    compile : compile the gradient and its derivative with torch.compile, each once whatever the number of steps
+    engine : "vmap" batches the tasks; "loop" takes one by one, for models without batching rules such as RNNs; an
+        `Engine` says more: tasks at a time, compilation, precision; `fewstep.plan` finds the fastest
+    segment, offload : for long inner loops, what of each step is kept and where, see `fewstep.long_loop.Memory`
     """
 
     def __init__(
@@ -55,9 +58,9 @@ class Learner(nn.Module):
         steps: int,
         adapt: str | Sequence[str] = "*",
         derivative: Derivative = "exact",
-        engine: Literal["vmap", "loop"] = "vmap",
-        chunk: int | None = None,
-        compile: bool = False,
+        engine: Engine | Literal["vmap", "loop"] = "vmap",
+        segment: int | Literal["sqrt"] | None = None,
+        offload: bool = False,
     ) -> None:
         super().__init__()
         if derivative not in get_args(Derivative):
@@ -66,17 +69,36 @@ class Learner(nn.Module):
         self.model, self.loss, self.update = model, loss, update
         self.steps = _not_negative(steps)
         self.derivative: Derivative = derivative
-        self.engine = Engine(engine, chunk, compile)
+        self.memory = Memory(segment, offload)
+        self.engine = engine if isinstance(engine, Engine) else Engine(method=engine)
+
+    @property
+    def engine(self) -> Engine:
+        """How the tasks are computed; may be set anew at any time."""
+        return self.runner.engine
+
+    @engine.setter
+    def engine(self, engine: Engine) -> None:
+        whole = engine.compile == "step"
+        if whole and (self.derivative == "finite_difference" or self.memory != Memory()):
+            raise InputError("finite differences, segment and offload work step by step: use compile='pieces'")
+        if engine.precision != "full" and self.derivative == "finite_difference":
+            raise InputError("finite differences of bfloat16 are noise; use another derivative or precision='full'")
+        self.runner = Runner(engine)
+        self._checked: Any = None
+        self._watch = Watch([self.objective.module, self.loss, self.update])
 
     def forward(self, tasks: Task) -> Tensor:
         """The query loss [B] of each task after adaptation to its support set.
 
         It can be differentiated once, by every parameter of the learner (Finn et al. 2017, Algorithm 2, line 10).
         """
-        check_tasks(tasks)
-        with self._guard(tasks):
-            theta = _last(self.inner_loop(tasks.support, self.steps))
-            loss = task_loss(*self._problem(theta, tasks.query))
+        with self.checked(tasks):
+            if self.engine.compile == "step":
+                loss = task_loss(*self.unrolled(tasks))
+            else:
+                theta = _last(self.inner_loop(tasks.support, self.steps))
+                loss = task_loss(*self._problem(theta, tasks.query))
         check_values_behind(loss, tasks)
         return loss
 
@@ -86,13 +108,18 @@ class Learner(nn.Module):
         At the start they are the meta-parameters themselves; from then on they have a task axis [B, ...].
         """
         theta = tensors_by_name(self.objective.adapted, self.objective.parameters(self.objective.adapted))
-        state = None
         yield theta
-        for step in range(steps):
+        update = repeatable(self.update) if self.memory.segment else self.update
+
+        def step(theta: Tensors, state: Any, number: int) -> tuple[Tensors, Any]:
             _, gradients = inner_gradient(*self._problem(theta, support))  # line 6
-            theta, state = self.update(theta, tensors_by_name(list(theta), gradients), state, step)  # line 7
-            theta = self._in_order(theta, len(gradients[0]))
-            yield theta
+            theta, state = update(theta, tensors_by_name(list(theta), gradients), state, number)  # line 7
+            return self.objective.in_order(theta, len(gradients[0])), state
+
+        def fixed() -> list[Tensor]:
+            return [*self.parameters(), *self.buffers(), *tree_leaves(support)]
+
+        yield from self.memory.walk(step, theta, steps, self.objective, fixed)
 
     def adapt(self, support: Batch, steps: int | None = None) -> nn.Module:
         """A copy of the model, adapted to one task. `support` has no task axis: `(x [K, ...], y [K])`.
@@ -102,7 +129,7 @@ class Learner(nn.Module):
         support = one_task(support)
         task_count(support)
         check_examples(support, "support")
-        with torch.no_grad(), self._guard(Task(support, support)):
+        with torch.no_grad(), self.checked(Task(support, support)):
             theta = _last(self.inner_loop(support, self._steps(steps)))
         trainable = {id(value) for value in self.objective.parameters([*theta, *self.objective.shared])}
         frozen = {id(value): value for value in self.model.parameters() if id(value) not in trainable}
@@ -118,9 +145,8 @@ class Learner(nn.Module):
     @torch.no_grad()
     def path(self, tasks: Task, steps: int | None = None) -> list[Point]:
         """How each task's query set is answered before adaptation and after each of `steps` inner steps."""
-        check_tasks(tasks)
         points = []
-        with self._guard(tasks):
+        with self.checked(tasks):
             for theta in self.inner_loop(tasks.support, self._steps(steps)):
                 problem, tensors = self._problem(theta, tasks.query)
                 loss, *prediction = problem.evaluate(tensors)
@@ -132,40 +158,51 @@ class Learner(nn.Module):
         """The loss of `batch` at `theta`, and the tensors that it is a function of."""
         shared = self.objective.parameters(self.objective.shared)
         leaves, form = tree_flatten(batch)
-        problem = Problem(self.objective, self.engine, self.derivative, self.is_stacked(theta), form, len(leaves))
+        problem = Problem(
+            self.objective, self.runner, self.derivative, self.objective.is_stacked(theta), form, len(leaves)
+        )
         return problem, [*theta.values(), *shared, *leaves]
 
-    def _in_order(self, theta: Tensors, count: int) -> Tensors:
-        """What an update rule returned, each tensor with its task axis; `InputError` where names or shapes are off."""
-        names = self.objective.adapted
-        if set(theta) != set(names):
-            raise InputError(f"the update rule must return the tensors {', '.join(names)}, but {', '.join(theta)} came")
-        result = {}
-        for name, own in zip(names, self.objective.parameters(names), strict=True):
-            value = theta[name]
-            if value.shape == own.shape:  # left alone at step 0
-                value = value.expand(count, *own.shape)
-            if value.shape != (count, *own.shape):
-                came, expected = tuple(value.shape), (count, *own.shape)
-                raise InputError(f"the update rule returned '{name}' with the shape {came} instead of {expected}")
-            result[name] = value
-        return result
-
-    def is_stacked(self, theta: Tensors) -> bool:
-        """Whether adapted parameters have a task axis: at the start of adaptation they have none."""
-        name = self.objective.adapted[0]
-        return theta[name].dim() > self.objective.parameters([name])[0].dim()
+    def unrolled(self, tasks: Task) -> tuple[Unrolled, list[Tensor]]:
+        """The whole meta-step of each task as one function, and the tensors that it is a function of."""
+        rule = {f"update.{name}": value for name, value in _parameters_of(self.update).items()}
+        names = [*self.objective.adapted, *self.objective.shared]
+        leaves, form = tree_flatten(tasks)
+        problem = Unrolled(self.objective, self.update, self.runner, self.steps, self.derivative == "none",
+                           [*names, *rule], form, len(leaves))  # fmt: skip
+        return problem, [*self.objective.parameters(names), *rule.values(), *leaves]
 
     def of_task(self, theta: Tensors, task: int) -> Tensors:
         """The adapted parameters of one task, without a task axis."""
-        return {name: value[task] for name, value in theta.items()} if self.is_stacked(theta) else theta
+        return {name: value[task] for name, value in theta.items()} if self.objective.is_stacked(theta) else theta
 
-    def _guard(self, tasks: Task) -> AbstractContextManager[None]:
+    def checked(self, tasks: Task) -> AbstractContextManager[None]:
+        """A context for whatever computes with these tasks: `InputError` where that would fail or be wrong.
+
+        What is compiled was checked when it was; as long as nothing has changed since, it is not checked again.
+        """
+        if self.engine.compile == "no":
+            return self._checking(tasks)
+        leaves, form = tree_flatten(tasks)
+        moment = self._watch.values(), form, [(getattr(x, "shape", x), getattr(x, "dtype", x)) for x in leaves]
+        self.runner.world = moment[0]
+        return nullcontext() if moment == self._checked else self._checking(tasks, moment)
+
+    @contextmanager
+    def _checking(self, tasks: Task, moment: Any = None) -> Iterator[None]:
+        check_tasks(tasks)
         exact, batched = self.derivative == "exact", self.engine.method == "vmap"
-        return guard(self.objective, tasks, exact=exact, batched=batched)
+        with guard(self.objective, tasks, exact=exact, batched=batched):
+            yield
+        self._checked = moment
 
     def _steps(self, steps: int | None) -> int:
         return self.steps if steps is None else _not_negative(steps)
+
+
+def _parameters_of(update: Update) -> Tensors:
+    """The parameters that an update rule has of its own."""
+    return dict(update.named_parameters()) if isinstance(update, nn.Module) else {}
 
 
 def _not_negative(steps: int) -> int:

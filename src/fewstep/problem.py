@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from fewstep.engine import Engine, dot
+from fewstep.engine import Runner, dot, value_and_gradient
+from fewstep.errors import InputError
 from fewstep.functional import Objective, tensors_by_name
 
 Derivative = Literal["exact", "none", "finite_difference"]
@@ -26,7 +28,7 @@ class Problem:
     """
 
     objective: Objective
-    engine: Engine
+    runner: Runner
     derivative: Derivative
     stacked: bool
     batch: TreeSpec
@@ -57,27 +59,47 @@ class Problem:
 
     def value_and_gradient(self, wanted: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
         """L and dL/d(wanted)."""
-        if not wanted:
-            return (self.loss(*tensors),)
-        grads, value = self.engine.differentiate(self.loss, wanted)(*tensors)
-        return (value, *grads)
+        return value_and_gradient(self.runner.engine, self.loss, wanted, tensors)
 
     def directional(self, along: tuple[int, ...], wanted: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
         """D = c L + <dL/d(along), u>  and dD/d(wanted); `tensors` end with c and u."""
         point, c, u = tensors[: self.length], tensors[self.length], tensors[self.length + 1 :]
 
+        if self.runner.engine.product == "forward":
+            return self._forward_over_reverse(along, wanted, point, c, u)
+
         def derivative(*inner: Tensor) -> Tensor:
-            grads, value = self.engine.differentiate(self.loss, along)(*inner)
+            grads, value = self.runner.engine.differentiate(self.loss, along)(*inner)
             return c * value + dot(grads, u)
 
-        grads, value = self.engine.differentiate(derivative, wanted)(*point)
+        grads, value = self.runner.engine.differentiate(derivative, wanted)(*point)
         return (value, *grads)
+
+    def _forward_over_reverse(self, along: tuple[int, ...], wanted: tuple[int, ...], point: Sequence[Tensor],
+                              c: Tensor, u: Sequence[Tensor]) -> tuple[Tensor, ...]:  # fmt: skip
+        """D and dD/d(wanted) as the derivative along u of L and its gradient: the Hessian is symmetric."""
+
+        def first(*moved: Tensor) -> tuple[Tensor, ...]:
+            tensors = list(point)
+            for i, value in zip(along, moved, strict=True):
+                tensors[i] = value
+            return self.value_and_gradient(wanted, *tensors)
+
+        try:
+            values, slopes, *_ = torch.func.jvp(first, tuple(point[i] for i in along), tuple(u))
+        except RuntimeError as error:  # some operators have none, some fail under vmap
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"an operator of the loss fails in forward mode ({reason}); use product='reverse'"
+            ) from error
+        return tuple(c * value + slope for value, slope in zip(values, slopes, strict=True))
 
     def outputs(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """L, and the prediction where there is one."""
         names = [*self.objective.adapted, *self.objective.shared]
         batch = tree_unflatten(tensors[len(names) :], self.batch)
-        loss, prediction = self.objective.outputs(tensors_by_name(names, tensors[: len(names)]), batch)
+        with self.runner.engine.numerics(tensors[-1].device):
+            loss, prediction = self.objective.outputs(tensors_by_name(names, tensors[: len(names)]), batch)
         return (loss, prediction) if isinstance(prediction, Tensor) else (loss,)
 
     # The same over all tasks. The loss comes back as [B].
@@ -86,11 +108,11 @@ class Problem:
         """L [B] and dL/d(wanted) of each task [B, ...]."""
         key = ("gradient", wanted, self.batch)
         function = partial(self.value_and_gradient, wanted)
-        return self.engine.run(key, function, tensors, self.task_axis)
+        return self.runner.run(key, function, tensors, self.task_axis)
 
     def evaluate(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """L [B] and the predictions [B, ...], where there are any."""
-        return self.engine.run(("outputs", self.batch), self.outputs, tensors, self.task_axis)
+        return self.runner.run(("outputs", self.batch), self.outputs, tensors, self.task_axis)
 
     def product(self, tensors: Sequence[Tensor], along: tuple[int, ...], wanted: tuple[int, ...], c: Tensor,
                 u: Sequence[Tensor], *, per_task: bool) -> list[Tensor]:  # fmt: skip
@@ -101,7 +123,7 @@ class Problem:
         axis = self.task_axis
         u_axis = [part.dim() > tensors[i].dim() or axis[i] for i, part in zip(along, u, strict=True)]
         summed = [not (per_task or axis[i]) for i in wanted]
-        return self.engine.run(
+        return self.runner.run(
             ("product", along, wanted, self.batch), partial(self.directional, along, wanted),
             [*tensors, c, *u], [*axis, True, *u_axis], [False, *summed],
         )  # fmt: skip

@@ -1,10 +1,11 @@
-"""Run a computation again exactly as it ran before: the same random numbers, the same autocast."""
+"""Run a computation again exactly as it ran before: the same random numbers, the same autocast, nothing around it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moment:
-    """The state of the random generators and of autocast at one moment on one device."""
+    """The state of the random generators and of autocast at one moment on one device.
+
+    cpu, accelerator : None where there is nothing to restore
+    """
 
     device: torch.device
-    cpu: Tensor
+    cpu: Tensor | None
     accelerator: Tensor | None
     autocast: bool
     autocast_dtype: torch.dtype
@@ -31,6 +35,13 @@ class Moment:
             torch.get_autocast_dtype(device.type),
         )
 
+    def of_use(self) -> Moment:
+        """The same without what has not changed since: a model that draws no numbers keeps 5 KB less of each step."""
+        present = Moment.now(self.device)
+        return replace(
+            self, cpu=_changed(self.cpu, present.cpu), accelerator=_changed(self.accelerator, present.accelerator)
+        )
+
     @contextmanager
     def again(self) -> Iterator[None]:
         """Return to this moment, and afterwards to the present."""
@@ -43,9 +54,32 @@ class Moment:
             present._restore_random()
 
     def _restore_random(self) -> None:
-        torch.set_rng_state(self.cpu)
+        if self.cpu is not None:
+            torch.set_rng_state(self.cpu)
         if self.accelerator is not None:
             torch.get_device_module(self.device).set_rng_state(self.accelerator, *_which(self.device))
+
+
+def _changed(before: Tensor | None, now: Tensor | None) -> Tensor | None:
+    return None if before is None or now is None or torch.equal(before, now) else before
+
+
+@contextmanager
+def no_saved_tensors_hooks() -> Iterator[None]:
+    """Without the hooks for saved tensors that are active outside: torch.func refuses to run under any.
+
+    They are for what an operator saves in the end, not for the graphs inside it.
+    """
+    autograd: Any = torch._C._autograd
+    paused = []
+    while (hooks := autograd._top_saved_tensors_default_hooks(False)) is not None:
+        paused.append(hooks)
+        autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(paused):
+            autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 def _which(device: torch.device) -> tuple[torch.device, ...]:

@@ -15,13 +15,15 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fewstep.distributed import is_first
 from fewstep.errors import InputError
 
 
 class Run:
-    """A run's folder.
+    """A run's folder. Where several processes work together, the first alone writes.
 
     config.json         the recipe and its fields
+    engine.json         the plan by which tasks are computed (`fewstep.planner`), where there is one
     metrics.jsonl       one line per logged event of training
     model.safetensors   the last weights;  best.safetensors: those with the best validation result
     trainer.pt          everything that goes on from the last checkpoint
@@ -38,6 +40,8 @@ class Run:
     def write(self, name: str, data: bytes) -> Path:
         """Write a file so that it is there whole or not at all, whenever the process is killed or the disk full."""
         target = self.path / name
+        if not is_first():
+            return target
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -60,30 +64,34 @@ class Run:
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file of the run; `InputError` where it is missing or damaged."""
-        with self._reading(name) as path:
+        with self.reading(name) as path:
             return json.loads(path.read_text())
 
     def save_weights(self, name: str, state: Mapping[str, Tensor], step: int = 0) -> None:
         """Keep tensors, and the iteration that they are of."""
+        if not is_first():
+            return
         tensors = {key: value.detach().cpu().clone() for key, value in state.items()}
         self.write(name, safetensors.torch.save(tensors, metadata={"step": str(step)}))
 
     def load_weights(self, name: str) -> dict[str, Tensor]:
-        with self._reading(name) as path:
+        with self.reading(name) as path:
             return dict(safetensors.torch.load(path.read_bytes()))
 
     def restore(self, name: str, module: nn.Module) -> None:
         """Load the weights `name` into `module`; `InputError` where they are of another one."""
         weights = self.load_weights(name)
-        with self._reading(name):
+        with self.reading(name):
             module.load_state_dict(weights)
 
     def step_of(self, name: str) -> int:
         """The iteration that the weights `name` are of."""
-        with self._reading(name) as path, safetensors.safe_open(path, framework="pt") as file:
+        with self.reading(name) as path, safetensors.safe_open(path, framework="pt") as file:
             return int(file.metadata()["step"])
 
     def save_state(self, state: dict[str, Any]) -> None:
+        if not is_first():
+            return
         buffer = io.BytesIO()
         torch.save(state, buffer)
         self.write("trainer.pt", buffer.getvalue())
@@ -92,12 +100,14 @@ class Run:
         """What `save_state` saved last, or None."""
         if not (self.path / "trainer.pt").exists():
             return None
-        with self._reading("trainer.pt") as path:
-            state: dict[str, Any] = torch.load(path, weights_only=True)
+        with self.reading("trainer.pt") as path:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return state
 
     def log(self, event: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        if not is_first():
+            return
         try:
             with (self.path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(event) + "\n")
@@ -121,7 +131,8 @@ class Run:
         self.write("metrics.jsonl", "".join(json.dumps(event) + "\n" for event in kept).encode())
 
     @contextmanager
-    def _reading(self, name: str) -> Iterator[Path]:
+    def reading(self, name: str) -> Iterator[Path]:
+        """The path of a file of the run; `InputError` where it is missing, or where what is done with it fails."""
         path = self.path / name
         if not path.exists():
             raise InputError(f"{path} is not there; is {self.path} the folder of a run (fewstep train ... --out RUN)?")

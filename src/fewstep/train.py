@@ -15,10 +15,24 @@ import torch
 
 from fewstep.data.episodes import Episodes
 from fewstep.diagnose import where_not_finite
+from fewstep.distributed import (
+    average_gradients,
+    deserted,
+    from_first,
+    gathered,
+    is_first,
+    own_random_numbers,
+    rank,
+    ranks,
+    share,
+    start_alike,
+)
 from fewstep.errors import DivergenceError
 from fewstep.evaluate import Evaluation
 from fewstep.learner import Learner
+from fewstep.meta_step import MetaStep
 from fewstep.run import Run
+from fewstep.task import Task
 
 Event = dict[str, Any]
 Best = dict[str, Any]
@@ -57,6 +71,7 @@ def train(
 ) -> None:
     """Algorithm 2 of Finn et al. 2017, up to `training.iterations`, starting where the run's last checkpoint stands.
 
+    Where several processes work together (`fewstep.distributed`), all have to call it, and they share the tasks.
     Raises `KeyboardInterrupt` after saving where Ctrl-C or SIGTERM came, and `DivergenceError`, without saving, where
     a loss or a gradient is not finite.
     """
@@ -64,17 +79,13 @@ def train(
     step, best, seconds = _resume(learner, optimizer, run)
     started = time.monotonic() - seconds
     with _stop_requested() as stop:
+        together = _Together(learner, stop)
+        meta_step = MetaStep(learner, optimizer, training.clip, together.average if ranks() > 1 else None)
         while step < training.iterations:  # line 2
             tasks = episodes[step]  # lines 3, 5, 8
-            optimizer.zero_grad()
-            loss = learner(tasks).mean()  # lines 4-9
-            loss.backward()  # line 10: the gradient ...
-            _check_finite(learner, tasks, loss, step)
-            if training.clip is not None:
-                torch.nn.utils.clip_grad_value_(learner.parameters(), training.clip)
-            for group in optimizer.param_groups:
-                group["lr"] = training.lr_at(step)
-            optimizer.step()  # ... and the step, by Adam
+            with _divergence_explained(learner, tasks, step):
+                loss = meta_step(share(tasks), training.lr_at(step))  # lines 4, 6, 7, 9 and 10, by Adam
+            stopped = together.stopped if ranks() > 1 else stop.is_set()
             step += 1
 
             at_end = step == training.iterations
@@ -87,68 +98,102 @@ def train(
                     run.save_weights("best.safetensors", learner.state_dict(), step)
                 by_step = [point["mean"] for point in result.to_json()["by_step"]]
                 _log(run, report, {"step": step, f"validation_{result.metric}": by_step, "best_step": best["step"]})
-            if step % training.check_every == 0 or at_end or stop.is_set():
+            if step % training.check_every == 0 or at_end or stopped:
                 _save(learner, optimizer, run, step, best, time.monotonic() - started)
-            if stop.is_set():
+            if stopped:
                 raise KeyboardInterrupt
 
 
 def _log(run: Run, report: Callable[[Event], None], event: Event) -> None:
     run.log(event)
-    report(event)
+    if is_first():
+        report(event)
 
 
 def _save(
     learner: Learner, optimizer: torch.optim.Optimizer, run: Run, step: int, best: Best | None, seconds: float
 ) -> None:
+    device = next(learner.parameters()).device
     state: dict[str, Any] = {
         "step": step,
         "best": best,
         "seconds": seconds,
         "learner": learner.state_dict(),
         "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
+        "random": torch.stack(gathered(torch.get_rng_state())),  # of each rank
     }
-    if torch.cuda.is_available():
-        state["cuda_random"] = torch.cuda.get_rng_state_all()
+    if device.type == "cuda":
+        state["cuda_random"] = gathered(torch.cuda.get_rng_state(device))
     run.save_state(state)
     run.save_weights("model.safetensors", learner.state_dict(), step)
+    gathered(None)  # from here on every rank can rely on the files
 
 
 def _resume(learner: Learner, optimizer: torch.optim.Optimizer, run: Run) -> tuple[int, Best | None, float]:
     """Set everything to the run's last checkpoint: its step, best validation result and seconds spent."""
-    state = run.load_state()
+    state = from_first(run.load_state)
     if state is None:
+        start_alike(learner)
         run.forget_metrics_after(-1)
         return 0, None, 0.0
     learner.load_state_dict(state["learner"])
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
-    if "cuda_random" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda_random"])
+    _resume_random(state, next(learner.parameters()).device)
     run.forget_metrics_after(state["step"])
     return state["step"], state["best"], state["seconds"]
 
 
-def _check_finite(learner: Learner, tasks: Any, loss: torch.Tensor, step: int) -> None:
-    gradients = [value.grad.sum() for value in learner.parameters() if value.grad is not None]
-    if not torch.stack([loss.detach(), *gradients]).sum().isfinite():
+def _resume_random(state: dict[str, Any], device: torch.device) -> None:
+    """Go on with this rank's random numbers; a rank that the run did not have before starts its own."""
+    random = state["random"].reshape(-1, torch.get_rng_state().numel())
+    if rank() >= len(random):
+        own_random_numbers()
+        return
+    torch.set_rng_state(random[rank()].clone())
+    if "cuda_random" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda_random"][rank()], device)
+
+
+class _Together:
+    """What several processes do between the meta-gradient and the step along it, with one message to each other."""
+
+    def __init__(self, learner: Learner, stop: threading.Event) -> None:
+        self.learner, self.stop = learner, stop
+        self.stopped = False
+
+    def average(self, loss: torch.Tensor, tasks: int) -> torch.Tensor:
+        """Average gradients and loss; from then on all know whether one of them is to stop."""
+        asked = self.stop.is_set() or deserted()
+        loss, stopped = average_gradients(self.learner.parameters(), tasks, loss, asked)
+        self.stopped = bool(stopped)
+        return loss
+
+
+@contextmanager
+def _divergence_explained(learner: Learner, tasks: Task, step: int) -> Iterator[None]:
+    """Say what was not finite, in the words of all tasks, so that several processes say the same."""
+    try:
+        yield
+    except DivergenceError as error:
         raise DivergenceError(
             f"iteration {step}: {where_not_finite(learner, tasks)}; the last checkpoint is intact. "
             "Lower the inner or the outer learning rate, or clip the meta-gradient"
-        )
+        ) from error
 
 
 @contextmanager
 def _stop_requested() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that the step at hand ends whole. A second Ctrl-C stops at once."""
+    """An event that Ctrl-C and SIGTERM set, so that the step at hand ends whole. A second Ctrl-C stops at once.
+
+    With several processes it does not: their launcher passes Ctrl-C on, so that each may see it twice.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request(signum: int, frame: Any) -> None:
-        if stop.is_set():
+        if stop.is_set() and ranks() == 1:
             raise KeyboardInterrupt
         stop.set()
 

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from fewstep.baselines import Baseline
+from fewstep.convolution import Convolution
 from fewstep.data.episodes import Episodes
+from fewstep.engine import Engine
 from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation, evaluate
 from fewstep.functional import Loss
@@ -48,10 +50,22 @@ class Recipe(ABC):
     """Inner steps in evaluation."""
     derivative: Derivative = "exact"
     """Of the inner gradient: exact is MAML, none is first-order MAML, finite_difference is HF-MAML."""
-    compile: bool = True
-    """Compile the gradients with torch.compile (takes about a minute, once)."""
+    plan: bool = True
+    """Time ways to compute on the first tasks, and take the fastest of those that the next four options allow."""
+    method: Literal["vmap", "loop"] | None = None
+    """Tasks batched, or one by one; None leaves it to the plan, and is vmap without one."""
     chunk: int | None = None
-    """Tasks at a time; fewer need less memory."""
+    """Tasks at a time, fewer need less memory; None leaves it to the plan, and is all of them without one."""
+    compile: Literal["no", "pieces", "step"] | None = None
+    """What to compile; None leaves it to the plan, and is no without one."""
+    convolution: Convolution | None = None
+    """How convolutions run; None leaves it to the plan, and is native without one."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """Of the forward passes and their gradients; never left to the plan."""
+    plan_seconds: float = 120.0
+    """About how long the plan may take."""
+    memory_limit: float | None = None
+    """GiB that a meta-step may take beyond parameters and tasks; only the plan can keep to it."""
     device: str = "cpu"
     """Device to compute on."""
     check_every: int = 1000
@@ -80,6 +94,11 @@ class Recipe(ABC):
                 raise InputError(f"--{name.replace('_', '-')} must be from 0 to 2^60, but {getattr(self, name)} came")
         if not 0 < self.meta_lr < inf:
             raise InputError(f"--meta-lr must be above 0 and finite, but {self.meta_lr} came")
+        if not 0 < self.plan_seconds < inf:
+            raise InputError(f"--plan-seconds must be above 0 and finite, but {self.plan_seconds} came")
+        if self.memory_limit is not None and not (0 < self.memory_limit < inf and self.plan):
+            raise InputError(f"--memory-limit must be above 0, and goes with a plan; {self.memory_limit} came")
+        self.engine  # noqa: B018  raises where the choices exclude each other
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"--clip must be above 0, but {self.clip} came")
         if not usable(self.device):
@@ -121,6 +140,17 @@ class Recipe(ABC):
             torch.manual_seed(self.seed)
             return build().to(self.device)
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The fields of the engine that are chosen by hand."""
+        fields = {name: getattr(self, name) for name in ("method", "chunk", "compile", "convolution")}
+        return {name: value for name, value in fields.items() if value is not None}
+
+    @property
+    def engine(self) -> Engine:
+        """How tasks are computed without a plan."""
+        return Engine(**self.choices, precision=self.precision)
+
     def initial_model(self) -> nn.Module:
         """The network before training."""
         return self.seeded(self.model)
@@ -128,7 +158,7 @@ class Recipe(ABC):
     def learner(self) -> Learner:
         """The learner before training."""
         return Learner(self.initial_model(), self.loss, SGD(self.inner_lr), steps=self.inner_steps, adapt=self.adapt,
-                       derivative=self.derivative, chunk=self.chunk, compile=self.compile)  # fmt: skip
+                       derivative=self.derivative, engine=self.engine)  # fmt: skip
 
     def training(self) -> Training:
         """The settings of the outer loop."""

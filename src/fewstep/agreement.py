@@ -1,0 +1,120 @@
+"""Does an engine compute what the plain loop computes? Its meta-gradient is compared, up to rounding."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fewstep.engine import Engine
+from fewstep.learner import Learner
+from fewstep.task import Task
+from fewstep.trial import Bench, Trial
+
+LOOP = Engine(method="loop")
+# Relative errors of the whole meta-gradient that raise no doubt. In float32 a ReLU's kink can make more of it.
+UNDOUBTED = {torch.float64: 1e-9, torch.float32: 1e-5}
+IN_DOUBLE = {"exact": 1e-8, "none": 1e-8, "finite_difference": 1e-4}
+# How many times as far off as rounding takes the loop itself an engine may be.
+ROUNDINGS = {"full": 10.0, "bfloat16": 3.0}
+
+
+class Agreement:
+    """The judge of the trials of one bench.
+
+    truth : the meta-gradient by the plain loop in full precision
+    """
+
+    def __init__(self, bench: Bench, truth: Tensor) -> None:
+        self.bench, self.truth = bench, truth
+        self._exact: dict[Engine, bool] = {}
+        self._rounding: dict[str, float] = {}
+        self._double: tuple[Learner, Task, Tensor] | None = None
+
+    def note(self, trial: Trial) -> None:
+        """Write down how far off a trial's meta-gradient is, and let go of it."""
+        trial.error = relative_error(trial.gradient, self.truth)
+        trial.gradient = self.truth.new_empty(0)
+
+    def holds(self, trial: Trial) -> bool:
+        """Whether a trial's engine agrees with the loop.
+
+        Where it is off by more than plain rounding, there are two conditions. Its mathematics has to agree in float64
+        on two of the tasks; and what has run has to be off by no more than a few times what rounding does to the loop.
+        """
+        error, engine = trial.error, trial.engine
+        if error <= UNDOUBTED.get(self.truth.dtype, 0.0):
+            return True
+        if not self._is_exact(Engine(method=engine.method, product=engine.product, convolution=engine.convolution)):
+            return False
+        return error <= ROUNDINGS[engine.precision] * self._rounding_of(engine)
+
+    def _is_exact(self, engine: Engine) -> bool:
+        """Whether an engine agrees in float64; taken for granted where float64 does not run."""
+        if not self._exact:
+            self._exact[LOOP] = True
+            self._double = self._in_double()
+        if engine not in self._exact and self._double is not None:
+            learner, tasks, truth = self._double
+            error = relative_error(meta_gradient(learner, tasks, engine), truth)
+            self._exact[engine] = error <= IN_DOUBLE[learner.derivative]
+        return self._exact.get(engine, True)
+
+    def _in_double(self) -> tuple[Learner, Task, Tensor] | None:
+        """A learner in float64 with at most two inner steps, two tasks, and the loop's meta-gradient of these.
+
+        In eval mode where random numbers make a difference. None for a model, or a device, that knows no float64.
+        """
+        try:
+            learner = copy.deepcopy(self.bench.learner).double()
+            learner.steps = min(learner.steps, 2)
+            tasks = tree_map(_double, self.bench.tasks.select(slice(0, 2)))
+            truth = meta_gradient(learner, tasks, LOOP)
+            if not torch.equal(truth, meta_gradient(learner, tasks, LOOP)):
+                truth = meta_gradient(learner.eval(), tasks, LOOP)
+        except Exception:
+            return None
+        return learner, tasks, truth
+
+    def _rounding_of(self, engine: Engine) -> float:
+        """How far off the loop itself is by rounding, and by random numbers."""
+        precision = engine.precision
+        if precision not in self._rounding:
+            if precision == "full":
+                gradients = [self._gradient_nearby() for _ in range(2)]
+            else:
+                gradients = [self.bench.run(Engine(method="loop", precision=precision)).gradient]
+            self._rounding[precision] = max(relative_error(own, self.truth) for own in gradients)
+        return self._rounding[precision]
+
+    def _gradient_nearby(self) -> Tensor:
+        """The loop's meta-gradient where each weight has moved by about as much as rounding moves it."""
+        parameters = self.bench.parameters
+        before = [value.detach().clone() for value in parameters]
+        try:
+            for value in parameters:
+                value.data.mul_(1 + torch.finfo(value.dtype).eps * torch.randn_like(value))
+            return self.bench.run(LOOP).gradient
+        finally:
+            for value, own in zip(parameters, before, strict=True):
+                value.data.copy_(own)
+
+
+def meta_gradient(learner: Learner, tasks: Task, engine: Engine) -> Tensor:
+    """The meta-gradient of the mean loss as one vector."""
+    learner.engine = engine
+    own = [value for value in learner.parameters() if value.requires_grad]
+    grads = torch.autograd.grad(learner(tasks).mean(), own, allow_unused=True, materialize_grads=True)
+    return torch.cat([grad.flatten() for grad in grads])
+
+
+def relative_error(value: Tensor, truth: Tensor) -> float:
+    """|value - truth| / |truth| of whole gradients: a single tensor can have a true gradient of 0."""
+    away, size = float((value - truth).norm()), float(truth.norm())
+    return away / size if size else away
+
+
+def _double(leaf: Tensor) -> Tensor:
+    return leaf.double() if leaf.is_floating_point() else leaf

@@ -1,0 +1,105 @@
+"""A function of tensors, compiled: traced as plain operators, derivatives and batching included, then by Inductor.
+
+Tracing sees through torch.func, so that a gradient of a gradient is one flat graph; the compiled call has no guards
+and costs microseconds. What a trace cannot see is what Python decided on its way. So the caller's key must change with
+everything plain that the model reads (`watch.py`), and a function that draws from Python's or NumPy's random
+generators, or that asks for a tensor's value, is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from platformdirs import user_cache_dir
+from torch import Tensor, fx
+
+Function = Callable[..., tuple[Tensor, ...]]
+
+
+def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
+    """`function` for tensors of the shapes, types and devices of `examples`.
+
+    Raises whatever tracing or compiling raises. What was compiled is kept on disk for the next process, in the user's
+    cache folder unless TORCHINDUCTOR_CACHE_DIR names another.
+    """
+    from torch._inductor import compile as inductor  # imported here: it doubles the import time of torch
+
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", user_cache_dir("fewstep", appauthor=False) + "/inductor")
+    with torch.no_grad():
+        graph = _traced(function, examples)
+        constants = _lifted(graph)
+        options: dict[str, Any] = {
+            "fallback_random": True,  # a recomputation draws what the forward pass drew
+            "cpp_wrapper": _is_tiny(examples),
+        }
+        with _remembering_strides():
+            run = inductor(graph, [*examples, *constants], options=options)
+
+    def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return tuple(run(*tensors, *constants))
+
+    return call
+
+
+def _traced(function: Function, examples: Sequence[Tensor]) -> fx.GraphModule:
+    """The operators that `function` runs, derivatives and vmap resolved."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    before = _foreign_random()
+    graph: fx.GraphModule = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    if _foreign_random() != before:
+        raise RuntimeError("the model draws from Python's or NumPy's random generator, not from PyTorch's")
+    return graph
+
+
+@contextmanager
+def _remembering_strides() -> Iterator[None]:
+    """Let Inductor remember all strides that it works out, in place of 128: half of its time goes into them anew."""
+    from torch._inductor.codegen import cpp
+
+    before: Any = getattr(cpp, "stride_at_vec_range", None)
+    if not hasattr(before, "__wrapped__"):  # another version of PyTorch
+        yield
+        return
+    cpp.stride_at_vec_range = lru_cache(maxsize=None)(before.__wrapped__)
+    try:
+        yield
+    finally:
+        cpp.stride_at_vec_range = before
+
+
+def _is_tiny(examples: Sequence[Tensor]) -> bool:
+    """Whether the time between kernels counts: then C++ calls them, which takes longer to compile."""
+    return examples[0].device.type == "cpu" and sum(example.numel() for example in examples) < 50_000
+
+
+def _foreign_random() -> tuple[object, ...]:
+    """The state of the random generators that a recording would take for constants."""
+    numpy: Any = np.random.get_state(legacy=False)
+    return random.getstate(), numpy["state"]["pos"], numpy["state"]["key"].tobytes()
+
+
+def _lifted(graph: fx.GraphModule) -> list[Tensor]:
+    """Turn the tensors that the graph holds into inputs, so that writing to one is seen; return them."""
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    held: dict[str, fx.Node] = {}
+    tensors = []
+    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+        name = str(node.target)
+        if name not in held:
+            with graph.graph.inserting_after([*inputs, *held.values()][-1]):
+                held[name] = graph.graph.placeholder(name)
+            held[name].meta = dict(node.meta)
+            tensors.append(getattr(graph, name))
+        node.replace_all_uses_with(held[name])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return [tensor.detach() for tensor in tensors]

@@ -1,0 +1,80 @@
+"""Convolutions as batched matrix products.
+
+Under vmap, a convolution with weights of its own for each task becomes a grouped convolution, for which many back ends
+are slow. Unfolded into patches it is a matrix product, and over tasks a batched one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+Convolution = Literal["native", "channels_last", "matmul"]
+
+
+@contextmanager
+def convolving(how: Convolution) -> Iterator[None]:
+    """Inside, two-dimensional convolutions run this way, if it can do them."""
+    with _Convolving(conv2d_by_matmul if how == "matmul" else conv2d_channels_last):
+        yield
+
+
+class _Convolving(TorchFunctionMode):
+    def __init__(self, conv2d: Any) -> None:
+        super().__init__()
+        self.conv2d = conv2d
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return (self.conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
+
+
+def conv2d_channels_last(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """`torch.conv2d` with its image and its weight in the channels-last memory format."""
+    if x.dim() != 4:
+        return torch.conv2d(x, weight, *args, **kwargs)
+    form = torch.channels_last
+    return torch.conv2d(x.contiguous(memory_format=form), weight.contiguous(memory_format=form), *args, **kwargs)
+
+
+def conv2d_by_matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
+                     dilation: Any = 1, groups: int = 1) -> Tensor:  # fmt: skip
+    """`torch.conv2d` by unfolding x [n, c, h, w] into patches [n, oh, ow, kh kw c]; same arguments, same result.
+
+    >>> x, weight = torch.arange(9.0).reshape(1, 1, 3, 3), torch.ones(1, 1, 2, 2)
+    >>> conv2d_by_matmul(x, weight)
+    tensor([[[[ 8., 12.],
+              [20., 24.]]]])
+    """
+    if x.dim() != 4 or groups != 1 or isinstance(padding, str):
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    (sh, sw), (ph, pw), (dh, dw) = _pair(stride), _pair(padding), _pair(dilation)
+    if ph or pw:
+        x = functional.pad(x, (pw, pw, ph, ph))
+    out, channels, kh, kw = weight.shape
+    n, _, height, width = x.shape
+    oh, ow = (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
+    if oh < 1 or ow < 1:
+        return torch.conv2d(x, weight, bias, stride, 0, dilation, groups)  # for its error
+    x = x.permute(0, 2, 3, 1)
+    shifted = [
+        x[:, i * dh : i * dh + sh * (oh - 1) + 1 : sh, j * dw : j * dw + sw * (ow - 1) + 1 : sw]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    patches = torch.cat(shifted, -1).reshape(n * oh * ow, kh * kw * channels)
+    y = patches @ weight.permute(2, 3, 1, 0).reshape(kh * kw * channels, out)
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return y.reshape(n, oh, ow, out).permute(0, 3, 1, 2)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    return (value[0], value[-1])

@@ -1,0 +1,152 @@
+"""One iteration of Algorithm 2 (Finn et al. 2017): the meta-gradient of a batch of tasks, and Adam's step along it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import DivergenceError
+from fewstep.learner import Learner
+from fewstep.task import Task
+from fewstep.unrolled import Unrolled
+
+Average = Callable[[Tensor, int], Tensor]
+
+
+class MetaStep:
+    """`loss = meta_step(tasks, lr)`: the mean query loss after adaptation, a number; the parameters have moved.
+
+    clip : each element of the meta-gradient is cut to [-clip, clip]; None leaves it
+    average : `loss = average(loss, number of tasks)`, called once the gradients are there, to average both over several
+        processes
+
+    With an engine that compiles the whole step and takes all tasks at once, the step of a plain Adam is part of the
+    compiled call.
+
+    >>> import fewstep
+    >>> model = torch.nn.Linear(1, 1, bias=False)          # L = (w x - y)^2, so w' = w - 2 alpha x (w x - y)
+    >>> _ = torch.nn.init.constant_(model.weight, 1.0)
+    >>> learner = fewstep.maml(model, torch.nn.functional.mse_loss, lr=0.1)
+    >>> step = MetaStep(learner, torch.optim.Adam(learner.parameters()))
+    >>> x, y = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)   # w' = 0.8 w; Adam's first step is the rate itself
+    >>> tasks = Task(support=(x, y), query=(x, y))
+    >>> [round(step(tasks, lr=0.1).item(), 4) for _ in range(2)]
+    [0.64, 0.5184]
+    """
+
+    def __init__(self, learner: Learner, optimizer: torch.optim.Adam, clip: float | None = None,
+                 average: Average | None = None) -> None:  # fmt: skip
+        self.learner, self.optimizer, self.clip, self.average = learner, optimizer, clip, average
+        self._is_plain = _is_plain(optimizer, learner)
+
+    def __call__(self, tasks: Task, lr: float) -> Tensor:
+        """Raises `DivergenceError`, before anything has moved, where the loss or a gradient is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        if self._is_one_call(tasks):
+            return self._one_call(tasks, lr)
+        self.optimizer.zero_grad()
+        loss = self._backward(tasks)
+        if self.average is not None:
+            loss = self.average(loss, tasks.size)
+        gradients = [value.grad.sum() for value in self.learner.parameters() if value.grad is not None]
+        _check_finite(torch.stack([loss, *gradients]).sum().isfinite())
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_value_(self.learner.parameters(), self.clip)
+        self.optimizer.step()
+        return loss
+
+    def _backward(self, tasks: Task) -> Tensor:
+        """The mean loss; its gradient is then with each parameter."""
+        if self.learner.engine.compile != "step":
+            loss = self.learner(tasks).mean()  # lines 4-9
+            loss.backward()  # line 10
+            return loss.detach()  # type: ignore[no-any-return]
+        with self.learner.checked(tasks):
+            problem, tensors = self.learner.unrolled(tasks)
+            wanted = tuple(i for i in range(len(problem.names)) if tensors[i].requires_grad)
+            losses, *gradients = problem.gradient(tensors, wanted, total=True)
+        for i, gradient in zip(wanted, gradients, strict=True):
+            tensors[i].grad = gradient / len(losses)
+        return losses.mean()
+
+    def _is_one_call(self, tasks: Task) -> bool:
+        engine = self.learner.engine
+        whole = engine.compile == "step" and engine.method == "vmap" and self._is_plain and self.average is None
+        return whole and (engine.chunk is None or engine.chunk >= tasks.size)
+
+    def _one_call(self, tasks: Task, lr: float) -> Tensor:
+        with self.learner.checked(tasks):
+            problem, tensors = self.learner.unrolled(tasks)
+            parameters = tensors[: len(problem.names)]
+            states = [self._moments(parameter) for parameter in parameters]
+            group = self.optimizer.param_groups[0]
+            beta1, beta2 = group["betas"]
+            done = float(states[0]["step"]) + 1
+            rates = parameters[0].new_tensor([lr / (1 - beta1**done), (1 - beta2**done) ** 0.5])
+            mean, square = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
+            step = partial(_adam, problem, len(tensors), self.clip, beta1, beta2, group["eps"])
+            key = ("adam", self.clip, problem.key)
+            loss, finite = self.learner.runner.call(key, step, [*tensors, *mean, *square, rates], "step")
+        _check_finite(finite)
+        torch._foreach_add_([state["step"] for state in states], 1)
+        return loss
+
+    def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Adam's state of a parameter; where there is none yet, as Adam itself starts it."""
+        state: dict[str, Tensor] = self.optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state.update({key: torch.zeros_like(parameter) for key in ("exp_avg", "exp_avg_sq")})
+        return state
+
+
+def _is_plain(optimizer: torch.optim.Adam, learner: Learner) -> bool:
+    """Whether the optimizer is Adam as in the paper, for all that the learner trains."""
+    if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
+        return False
+    group = optimizer.param_groups[0]
+    known = {id(parameter) for parameter in group["params"]}
+    extras = ("weight_decay", "amsgrad", "maximize", "capturable", "fused", "differentiable")
+    return not any(group[name] for name in extras) and all(
+        id(parameter) in known for parameter in learner.parameters() if parameter.requires_grad
+    )
+
+
+def _check_finite(finite: Tensor) -> None:
+    if not finite:
+        raise DivergenceError(
+            "the loss or the meta-gradient is not finite; lower the inner or the outer learning rate, or clip the "
+            "meta-gradient"
+        )
+
+
+def _adam(problem: Unrolled, count: int, clip: float | None, beta1: float, beta2: float, eps: float,
+          *inputs: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The loss and whether all is finite, after `torch.optim.Adam`'s step in place (Kingma and Ba 2015, Algorithm 1).
+
+    inputs : the problem's tensors, `count` of them; the moving averages of gradient and square; and the two numbers
+    lr / (1 - beta1^t) and sqrt(1 - beta2^t)
+    """
+    tensors, rates = inputs[:count], inputs[-1]
+    parameters = tensors[: len(problem.names)]
+    averages = inputs[count:-1]
+    wanted = tuple(range(len(parameters)))
+    losses, *gradients = problem.over_tasks(tensors, wanted)
+    loss = losses.mean()
+    finite = torch.stack([loss, *[gradient.sum() for gradient in gradients]]).sum().isfinite()
+    for parameter, total, mean, square in zip(
+        parameters, gradients, averages[: len(parameters)], averages[len(parameters) :], strict=True
+    ):
+        gradient = total / len(losses)
+        if clip is not None:
+            gradient = gradient.clamp(-clip, clip)
+        new_mean = mean.lerp(gradient, 1 - beta1)
+        new_square = beta2 * square + (1 - beta2) * gradient * gradient
+        new = parameter - rates[0] * new_mean / (new_square.sqrt() / rates[1] + eps)
+        for old, value in ((parameter, new), (mean, new_mean), (square, new_square)):
+            old.copy_(torch.where(finite, value, old))
+    return loss, finite

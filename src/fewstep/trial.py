@@ -1,0 +1,108 @@
+"""Engines tried on a batch of tasks: does each run, how fast is it, how much memory does it take?"""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, field
+from math import log
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from fewstep.engine import Engine, Runner
+from fewstep.errors import FewstepError
+from fewstep.footprint import footprint
+from fewstep.learner import Learner
+from fewstep.meta_step import Average, MetaStep
+from fewstep.task import Task
+
+TURN = 0.02  # seconds, of which a clock is certain on a busy machine
+FAR = log(1.5)
+
+clock = time.perf_counter
+
+
+@dataclass(eq=False)
+class Trial:
+    """One engine on the tasks.
+
+    first, seconds : of the first meta-step, compilation included, and of the fastest later one
+    gradient : the meta-gradient, up to a factor that all trials share;  error : how far off it is, relative
+    peak : bytes that a meta-step takes at most beyond what was held before; None where nobody counts them
+    """
+
+    engine: Engine
+    runner: Runner
+    first: float
+    gradient: Tensor = field(repr=False)
+    error: float = float("nan")
+    seconds: float = float("inf")
+    peak: int | None = None
+
+
+class Bench:
+    """A copy of a learner to try engines on, step by step as training would: the learner itself stays as it is."""
+
+    def __init__(self, learner: Learner, tasks: Task, clip: float | None, average: Average | None) -> None:
+        frozen = {id(value): value for value in learner.parameters() if not value.requires_grad}
+        self.learner = copy.deepcopy(learner, memo=frozen)
+        self.parameters = [value for value in self.learner.parameters() if value.requires_grad]
+        self.tasks = tasks
+        self.device = self.parameters[0].device
+        self.optimizer = torch.optim.Adam(self.learner.parameters())
+        self.step = MetaStep(self.learner, self.optimizer, clip, average)
+
+    def run(self, engine: Engine) -> Trial:
+        """The first meta-step by an engine; raises whatever keeps it from running."""
+        self.learner.engine = engine
+        runner = self.learner.runner
+        self.optimizer.state.clear()
+        first = self._timed(1)
+        if runner.engine != engine:
+            raise FewstepError("it cannot be compiled")
+        return Trial(engine, runner, first, self._gradient())
+
+    def weigh(self, trial: Trial) -> None:
+        """Measure time and memory of a meta-step that is not the first."""
+        self.learner.runner = trial.runner
+        seconds: list[float] = []
+        trial.peak = footprint(lambda: seconds.append(self._timed(1)), self.device)
+        trial.seconds = seconds[0]
+
+    def compare(self, trial: Trial, known: Trial, rounds: int) -> None:
+        """Time a trial against another one, in turns, as what disturbs the machine then disturbs both.
+
+        The middle of the ratios counts, and the first one alone where it is far from 1.
+        """
+        ratios: list[float] = []
+        while len(ratios) < rounds and not (ratios and abs(log(ratios[0])) > FAR):
+            ratios.append(self._turn(trial) / self._turn(known))
+        if ratios:
+            trial.seconds = known.seconds * median(ratios)
+
+    def _turn(self, trial: Trial) -> float:
+        """Seconds of a meta-step, in a turn of several where they are short."""
+        self.learner.runner = trial.runner
+        count = max(1, round(TURN / trial.seconds))
+        return self._timed(count) / count
+
+    def _timed(self, count: int) -> float:
+        """Seconds of some meta-steps at the rate 0: nothing moves, so that each has the same to do."""
+        self._wait()
+        start = clock()
+        for _ in range(count):
+            self.step(self.tasks, 0.0)
+        self._wait()
+        return clock() - start
+
+    def _wait(self) -> None:
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).synchronize()
+
+    def _gradient(self) -> Tensor:
+        """The meta-gradient of the first step: where Adam is compiled in, only its moving average tells it."""
+        moments = [self.optimizer.state.get(value, {}).get("exp_avg") for value in self.parameters]
+        pairs = zip(self.parameters, moments, strict=True)
+        return torch.cat([(torch.zeros_like(own) if mean is None else mean).flatten() for own, mean in pairs]).detach()

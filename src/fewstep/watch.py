@@ -1,0 +1,113 @@
+"""What modules and functions read besides tensors: plain numbers, flags and names that decide what they compute.
+
+A compiled function is a recording. It is good as long as these are what they were.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+from torch import Tensor, nn
+
+PLAIN = (bool, int, float, str, type(None))
+
+
+class Watch:
+    """The plain values behind some objects, at any moment.
+
+    Watched are attributes of modules and of other callable objects, the closures, defaults and globals that their code
+    names, and which modules, parameters, buffers and functions these are. Not watched are the inside of lists and
+    dicts, and what further functions read.
+
+    >>> layer = nn.Dropout(0.5)
+    >>> watch = Watch([layer])
+    >>> before = watch.values()
+    >>> layer.p = 0.1
+    >>> watch.values() == before
+    False
+    """
+
+    def __init__(self, objects: Sequence[Any]) -> None:
+        spaces = [space for item in objects for space in _namespaces(item)]
+        # One C call for each namespace: this runs in every step, also where a step takes a fraction of a millisecond.
+        self._plain = [(space, getter) for space in spaces if (getter := _getter(space, _is_plain))]
+        self._other = [(space, getter) for space in spaces if (getter := _getter(space, _has_identity))]
+        self._spaces = spaces
+        self._captured = [function for item in objects for function in _functions(item)]
+
+    def values(self) -> tuple[Any, ...]:
+        """Equal to the values of another moment if nothing that is watched has changed since."""
+        try:
+            plain = tuple([getter(space) for space, getter in self._plain])
+            other = tuple([tuple(map(id, getter(space))) for space, getter in self._other])
+        except KeyError:  # an attribute was deleted
+            return (object(),)
+        captured = tuple([_identity(value) for function in self._captured for value in _captured(function)])
+        return plain, other, tuple(map(len, self._spaces)), captured
+
+
+def _getter(space: Mapping[str, Any], chosen: Any) -> Any:
+    """A function that takes the entries with a chosen value out of such a namespace, as a tuple; None without any."""
+    keys = [key for key, value in space.items() if chosen(value)]
+    return itemgetter(keys[0], *keys) if keys else None
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if type(value) is tuple else type(value) in PLAIN
+
+
+def _has_identity(value: Any) -> bool:
+    return isinstance(value, Tensor | nn.Module) or callable(value)
+
+
+def _identity(value: Any) -> Any:
+    return value if _is_plain(value) else id(value) if _has_identity(value) else None
+
+
+def _namespaces(item: Any) -> Iterator[dict[str, Any]]:
+    """The dicts behind `item` whose entries decide what it computes."""
+    if isinstance(item, nn.Module):
+        for module in item.modules():
+            yield from (vars(module), module._parameters, module._buffers, module._modules)
+    elif isinstance(item, partial):
+        yield item.keywords
+        yield dict(enumerate(item.args))  # type: ignore[arg-type]
+        yield from _namespaces(item.func)
+    elif inspect.ismethod(item):
+        yield from _namespaces(item.__self__)
+    elif hasattr(item, "__dict__") and not isinstance(item, type):
+        yield vars(item)
+
+
+def _functions(item: Any) -> Iterator[Any]:
+    """The Python functions that `item` runs first."""
+    if isinstance(item, nn.Module):
+        own = {type(module).forward for module in item.modules() if not type(module).__module__.startswith("torch.")}
+        yield from (function for function in own if inspect.isfunction(function))
+    elif isinstance(item, partial):
+        yield from _functions(item.func)
+    elif inspect.ismethod(item):
+        yield item.__func__
+    elif inspect.isfunction(item):
+        yield item
+    elif inspect.isfunction(getattr(type(item), "__call__", None)):  # noqa: B004
+        yield type(item).__call__
+
+
+def _captured(function: Any) -> list[Any]:
+    """The values of a function's closure, its defaults, and the globals that its code names."""
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
+    known = function.__globals__
+    return [*cells, *(function.__defaults__ or ()), *[known[n] for n in function.__code__.co_names if n in known]]
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

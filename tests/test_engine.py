@@ -1,0 +1,190 @@
+"""Engines: wrong choices, what a compiled function notices, convolutions by other means, precision."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fewstep
+from fewstep import InputError, Learner, Task, maml
+from fewstep.convolution import conv2d_by_matmul, conv2d_channels_last
+from fewstep.engine import Engine
+from fewstep.errors import FallbackWarning
+from fewstep.watch import Watch
+from tests.reference import meta_gradient, relative_error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "map"}, "method must be one of"),
+        ({"chunk": 0}, "chunk must be at least 1 task, but 0 came"),
+        ({"chunk": 2.0}, "chunk must be at least 1 task, but 2.0 came"),
+        ({"compile": True}, "compile must be one of"),
+        ({"convolution": "fft"}, "convolution must be one of"),
+        ({"precision": "half"}, "precision must be one of"),
+        ({"method": "loop", "product": "forward"}, "needs the method 'vmap'"),
+        ({"convolution": "channels_last"}, "use 'loop' or 'matmul'"),
+    ],
+)
+def test_wrong_engines(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Engine(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "engine"),
+    [
+        ({"derivative": "finite_difference"}, Engine(compile="step")),
+        ({"segment": "sqrt"}, Engine(compile="step")),
+        ({"derivative": "finite_difference"}, Engine(precision="bfloat16")),
+    ],
+)
+def test_engines_that_do_not_fit_the_learner(options: dict[str, Any], engine: Engine) -> None:
+    with pytest.raises(InputError, match="use"):
+        maml(fewstep.models.mlp(), functional.mse_loss, lr=0.1, engine=engine, **options)
+
+
+def ones(*shape: int) -> Task:
+    x = torch.ones(2, *shape, dtype=torch.float64)
+    return Task((x, 2 * x), (x, 2 * x))
+
+
+class Scaled(nn.Linear):
+    """A model with a plain attribute and a buffer that decide what it computes."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1)
+        self.double()
+        nn.init.ones_(self.weight)
+        self.scale = 1.0
+        self.register_buffer("shift", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale + self.shift
+
+
+def test_what_is_compiled_follows_attributes_buffers_and_weights() -> None:
+    model = Scaled()
+    compiled = maml(model, functional.mse_loss, lr=0.1, engine=Engine(compile="step"))
+    eager = maml(model, functional.mse_loss, lr=0.1)
+    tasks = ones(3, 1)
+    assert torch.allclose(compiled(tasks), eager(tasks), atol=1e-12)
+    model.scale = 3.0
+    assert torch.allclose(compiled(tasks), eager(tasks), atol=1e-12)
+    model.shift.fill_(0.5)
+    assert torch.allclose(compiled(tasks), eager(tasks), atol=1e-12)
+    model.shift = torch.full((1,), -0.5, dtype=torch.float64)
+    model.weight.data.fill_(2.0)
+    assert torch.allclose(compiled(tasks), eager(tasks), atol=1e-12)
+    assert compiled.engine.compile == "step"
+
+
+class Random(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + 0 * random.random())
+
+
+class Deciding(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2.0 if float(self.weight.detach().sum()) > 1e9 else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "reason"), [(Random, "vmap", "Python's or NumPy's random"), (Deciding, "loop", "which failed")]
+)
+def test_what_cannot_be_recorded_is_announced_once_and_runs_eagerly(kind: Any, method: Any, reason: str) -> None:
+    model, tasks = kind(1, 1).double(), ones(3, 1)
+    learner = maml(model, functional.mse_loss, lr=0.1, engine=Engine(compile="step", method=method))
+    with pytest.warns(FallbackWarning, match=f"running without compilation.*{reason}"):
+        loss = learner(tasks)
+    assert torch.equal(loss, maml(model, functional.mse_loss, lr=0.1, engine=method)(tasks))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner(tasks)
+    assert learner.engine == Engine(method=method)
+
+
+FACTOR = 2.0
+
+
+def test_watch_sees_closures_globals_partials_and_replaced_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    factor = 1.0
+
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        return (prediction * factor * FACTOR - target).square().mean()
+
+    layer = nn.BatchNorm1d(2)
+    watch = Watch([layer, loss])
+    seen = [watch.values()]
+    assert watch.values() == seen[0]
+    factor = 3.0
+    seen.append(watch.values())
+    monkeypatch.setitem(globals(), "FACTOR", 5.0)
+    seen.append(watch.values())
+    layer.eval()
+    seen.append(watch.values())
+    layer.running_mean = torch.ones(2)
+    seen.append(watch.values())
+    layer.extra = 1  # type: ignore[assignment]
+    seen.append(watch.values())
+    del layer.eps
+    seen.append(watch.values())
+    assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+
+
+SHAPES = [
+    {"stride": 2},
+    {"padding": 1, "stride": (2, 1)},
+    {"dilation": 2, "padding": (2, 1)},
+    {"padding": "same"},
+    {"groups": 2},
+]
+
+
+@pytest.mark.parametrize("options", SHAPES, ids=str)
+@pytest.mark.parametrize("conv2d", [conv2d_by_matmul, conv2d_channels_last])
+def test_convolutions_equal_pytorchs(conv2d: Any, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 9, 8, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 4 // options.get("groups", 1), 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(6, dtype=torch.float64)
+    ours, theirs = conv2d(x, weight, bias, **options), torch.conv2d(x, weight, bias, **options)
+    assert torch.allclose(ours, theirs, atol=1e-12)
+    up = torch.randn_like(theirs)
+    for mine, own in zip(torch.autograd.grad(ours, (x, weight), up), torch.autograd.grad(theirs, (x, weight), up),
+                         strict=True):  # fmt: skip
+        assert torch.allclose(mine, own, atol=1e-11)
+
+
+def test_a_convolution_that_does_not_fit_fails_as_pytorchs() -> None:
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        conv2d_by_matmul(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 3, 3))
+
+
+def smooth(precision: Any, engine: str = "vmap") -> tuple[Learner, Task]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 3))
+    x, y = torch.randn(4, 12, 8), torch.randint(0, 3, (4, 12))
+    method: Any = engine
+    learner = maml(model, functional.cross_entropy, lr=0.1, steps=2, engine=Engine(method=method, precision=precision))
+    return learner, Task((x, y), (x, y))
+
+
+@pytest.mark.parametrize("method", ["vmap", "loop"])
+def test_bfloat16_is_near_and_keeps_float32_where_it_matters(method: str) -> None:
+    learner, tasks = smooth("bfloat16", method)
+    exact, _ = smooth("full", method)
+    half = meta_gradient(learner(tasks), list(learner.parameters()))
+    full = meta_gradient(exact(tasks), list(exact.parameters()))
+    assert 1e-5 < relative_error(half, full) < 0.03
+    assert half.dtype == torch.float32
+    *_, theta = learner.inner_loop(tasks.support, 2)
+    assert {value.dtype for value in theta.values()} == {torch.float32}
+    assert learner(tasks).dtype == torch.float32
