@@ -16,7 +16,7 @@ setup: .venv/installed
 	touch $@
 
 demo: setup
-	OMP_NUM_THREADS=1 $(BIN)/fewstep train sinusoid --iterations 20000 --no-ablations --out $(OUT)
+	OMP_NUM_THREADS=1 $(BIN)/fewstep train sinusoid --iterations 20000 --plan-seconds 60 --no-ablations --out $(OUT)
 	OMP_NUM_THREADS=1 $(BIN)/fewstep evaluate $(OUT)
 	$(BIN)/fewstep report $(OUT)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import contenders, memory, speed
+from benchmarks import contenders, memory, planner, speed
 from benchmarks.charts import chart
 from benchmarks.results import Entry, Fresh, Result, load, times_faster
 from benchmarks.tables import as_markdown, as_table
@@ -54,6 +54,16 @@ def test_contenders_agree_with_the_naive_loop(name: str, family: str) -> None:
         contender.step()  # of a size that moves no weight
     for value, start in zip(workload.model.parameters(), before, strict=True):
         assert torch.allclose(value, start, rtol=1e-4, atol=1e-6)
+
+
+def test_the_planners_choice_is_among_the_best_of_a_grid() -> None:
+    workload = WORKLOADS["sinusoid"](4)
+    options = planner.Options(workload="sinusoid", seconds=3, rounds=2, compiled=False)
+    chosen, runners = planner.judge(workload, options, Console(quiet=True))
+    assert runners[0].engine == chosen.engine
+    assert len(runners) >= 3
+    assert 0 < planner.ratio(runners) < 2  # the machine may be busy
+    Console(quiet=True).print(planner.as_table(workload, runners))
 
 
 def test_every_workload_names_itself_and_its_tasks() -> None:

@@ -34,7 +34,10 @@ from tests.test_train import same, without_time
 ROOT = Path(__file__).parents[1]
 EPISODES = SinusoidEpisodes(tasks=7, shots=5, queries=5)  # which neither 2 nor 3 divides
 TRAINING = Training(iterations=12, check_every=4, log_every=2, schedule="cosine", clip=0.5)
-OPTIONS = "--no-plan --iterations 240 --check-every 20 --log-every 10 --validation-episodes 4"
+OPTIONS = """
+    --no-plan --iterations 240 --check-every 20 --log-every 10 --validation-episodes 4 --test-steps 2
+    --test-episodes 40
+"""
 CLI = ["train", "sinusoid", *OPTIONS.split()]
 
 

@@ -64,7 +64,8 @@ class Scaled(nn.Linear):
         self.double()
         nn.init.ones_(self.weight)
         self.scale = 1.0
-        self.register_buffer("shift", torch.zeros(1, dtype=torch.float64))
+        self.bias.requires_grad_(False)
+        self.shift = nn.Buffer(torch.zeros(1, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.scale + self.shift
@@ -80,8 +81,9 @@ def test_what_is_compiled_follows_attributes_buffers_and_weights() -> None:
     assert torch.allclose(compiled(tasks), eager(tasks), atol=1e-12)
     model.shift.fill_(0.5)
     assert torch.allclose(compiled(tasks), eager(tasks), atol=1e-12)
-    model.shift = torch.full((1,), -0.5, dtype=torch.float64)
+    model.shift = nn.Buffer(torch.full((1,), -0.5, dtype=torch.float64))
     model.weight.data.fill_(2.0)
+    model.bias.data = torch.full((1,), 0.25, dtype=torch.float64)
     assert torch.allclose(compiled(tasks), eager(tasks), atol=1e-12)
     assert compiled.engine.compile == "step"
 

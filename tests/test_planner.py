@@ -27,6 +27,7 @@ from fewstep.cli import main
 from fewstep.commands import train_run
 from fewstep.data import SinusoidEpisodes
 from fewstep.footprint import footprint, free_memory
+from fewstep.meta_step import MetaStep
 from fewstep.recipes import RECIPES
 from fewstep.run import Run
 from fewstep.search import chunk_sizes
@@ -62,7 +63,7 @@ class Machine:
     def install(self, patch: pytest.MonkeyPatch) -> Machine:
         machine = self
 
-        class Step(trials.MetaStep):
+        class Step(MetaStep):
             def __call__(self, tasks: Task, lr: float) -> Tensor:
                 engine = self.learner.engine
                 first = engine not in machine.ran
@@ -201,6 +202,19 @@ def test_an_engine_that_disagrees_is_announced_and_not_chosen(monkeypatch: pytes
         plan(learner, tasks, seconds=100, convolution="matmul", compile="no")
 
 
+def test_what_is_wrong_in_float32_alone_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_in_float32(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return (1.01 if x.dtype == torch.float32 else 1) * torch.conv2d(x, *args, **kwargs)
+
+    Machine(lambda engine: 1.0 if engine.convolution == "matmul" else 2.0).install(monkeypatch)
+    monkeypatch.setattr("fewstep.convolution.conv2d_by_matmul", wrong_in_float32)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3))
+    x, y = torch.rand(2, 6, 1, 8, 8), torch.arange(6).remainder(3).expand(2, 6)
+    with pytest.warns(FallbackWarning, match="disagrees"):
+        plan(maml(model, functional.cross_entropy, lr=0.1), Task((x, y), (x, y)), seconds=1000, compile="no")
+
+
 def test_the_kinks_of_relu_are_no_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:
     """In float32 an activation near 0 can move a gradient by a percent; in float64 it agrees."""
     Machine(lambda engine: 1.0 if engine.convolution == "matmul" else 2.0).install(monkeypatch)
@@ -239,7 +253,7 @@ def test_no_engine_is_begun_that_would_not_end_in_time(monkeypatch: pytest.Monke
     machine = Machine(lambda engine: 0.1, compiling=50.0).install(monkeypatch)
     plan(sinusoid_learner(), SINUSOIDS, seconds=120)
     assert machine.now <= 120
-    assert sum(engine.compile != "no" for engine in machine.ran) == 2
+    assert sum(engine.compile != "no" for engine in machine.ran) == 1, "a second one looks as if it took 87 s"
     machine = Machine(lambda engine: 0.1, compiling=50.0).install(monkeypatch)
     plan(sinusoid_learner(), SINUSOIDS, seconds=20)
     assert all(engine.compile == "no" for engine in machine.ran)

@@ -15,11 +15,11 @@ NEEDS = "jax"
 
 def variants(workload: Workload) -> dict[str, dict[str, Any]]:
     """Ways over the tasks, and for pictures the layouts of the convolution."""
-    over = ["vmap", "map", "loop"]
+    over = ["map", "vmap", "loop"]
     if workload.name in ("sinusoid", "transformer"):
         return {way: {"over": way} for way in over}
     return {
-        f"{way}, {layout}": {"over": way, "layout": layout} for way in over for layout in ("NHWC", "NCHW", "patches")
+        f"{way}, {layout}": {"over": way, "layout": layout} for layout in ("patches", "NHWC", "NCHW") for way in over
     }
 
 

@@ -8,6 +8,7 @@ from fewstep.engine import Engine
 from fewstep.errors import DivergenceError, FallbackWarning, FewstepError, InputError
 from fewstep.functional import use_batch_statistics
 from fewstep.learner import Learner, Point
+from fewstep.meta_step import MetaStep
 from fewstep.planner import Plan, plan
 from fewstep.task import Task
 
@@ -20,6 +21,7 @@ __all__ = [
     "FewstepError",
     "InputError",
     "Learner",
+    "MetaStep",
     "Plan",
     "Point",
     "Task",

@@ -40,11 +40,11 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
             "cpp_wrapper": _is_tiny(examples),
         }
         with _remembering_strides():
-            run = inductor(graph, [*examples, *constants], options=options)
+            run = inductor(graph, [*examples, *[constant.detach() for constant in constants]], options=options)
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            return tuple(run(*tensors, *constants))
+            return tuple(run(*tensors, *[constant.detach() for constant in constants]))
 
     return call
 
@@ -63,8 +63,9 @@ def _traced(function: Function, examples: Sequence[Tensor]) -> fx.GraphModule:
 @contextmanager
 def _remembering_strides() -> Iterator[None]:
     """Let Inductor remember all strides that it works out, in place of 128: half of its time goes into them anew."""
-    from torch._inductor.codegen import cpp
+    from torch._inductor.codegen import cpp as module
 
+    cpp: Any = module
     before: Any = getattr(cpp, "stride_at_vec_range", None)
     if not hasattr(before, "__wrapped__"):  # another version of PyTorch
         yield
@@ -88,7 +89,7 @@ def _foreign_random() -> tuple[object, ...]:
 
 
 def _lifted(graph: fx.GraphModule) -> list[Tensor]:
-    """Turn the tensors that the graph holds into inputs, so that writing to one is seen; return them."""
+    """Turn the tensors that the graph holds into inputs, so that whatever is written to one is seen; return them."""
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
     held: dict[str, fx.Node] = {}
     tensors = []
@@ -102,4 +103,4 @@ def _lifted(graph: fx.GraphModule) -> list[Tensor]:
         node.replace_all_uses_with(held[name])
         graph.graph.erase_node(node)
     graph.recompile()
-    return [tensor.detach() for tensor in tensors]
+    return tensors

@@ -32,7 +32,7 @@ class Objective:
         if hasattr(model, "_orig_mod"):
             raise InputError(
                 "the model was compiled by torch.compile, which cannot be differentiated twice; "
-                "hand in the module itself and compile the learner: maml(..., compile=True)"
+                "hand in the module itself and compile the learner: maml(..., engine=Engine(compile='pieces'))"
             )
         if not callable(loss):
             raise InputError(f"the loss must be callable, but a {type(loss).__name__} came")

@@ -165,7 +165,8 @@ class Search:
             self.dropped[trial.engine] = "it takes more memory than the limit"
         elif fastest is not trial:
             once, left = trial.seconds + fastest.seconds + 2 * trials.TURN, self.end - trials.clock()
-            self.bench.compare(trial, fastest, min(5, max(int(once < left), int(0.03 * left / once))))
+            share = 0.03 if trial.engine.compile == "no" else 0.15  # what took long to compile is worth a longer look
+            self.bench.compare(trial, fastest, min(5, max(int(once < left), int(share * left / once))))
 
     def _suits(self, engine: Engine) -> bool:
         """Whether the engine has what is fixed; eager ones lead to the compiled one where compilation is fixed."""

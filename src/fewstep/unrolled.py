@@ -77,12 +77,13 @@ class Unrolled:
 
     def _gradient(self, theta: Tensors, shared: Tensors, support: Batch) -> Tensors:
         names = list(theta)
+        if self.first_order:
+            theta, shared = ({name: value.detach() for name, value in part.items()} for part in (theta, shared))
 
         def loss(*values: Tensor) -> Tensor:
             return self._query_loss({**shared, **tensors_by_name(names, values)}, support)
 
-        values = [value.detach() if self.first_order else value for value in theta.values()]
-        _, *gradient = value_and_gradient(self.runner.engine, loss, tuple(range(len(names))), values)
+        _, *gradient = value_and_gradient(self.runner.engine, loss, tuple(range(len(names))), list(theta.values()))
         return tensors_by_name(names, gradient)
 
     def _query_loss(self, tensors: Tensors, batch: Batch) -> Tensor:

@@ -1,0 +1,132 @@
+"""One iteration of training: Adam in the compiled call is PyTorch's, and what is not finite moves nothing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep import DivergenceError, Engine, Learner, Task, maml
+from fewstep.meta_step import MetaStep
+
+torch.manual_seed(0)
+X, Y = torch.randn(4, 5, 2, dtype=torch.float64), torch.randn(4, 5, 1, dtype=torch.float64)
+TASKS = Task((X, Y), (X + 1, Y))
+RATES = [0.1, 0.05, 0.2]
+
+
+def build(hidden: int = 4) -> Learner:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(2, hidden), nn.Tanh(), nn.Linear(hidden, 1)) if hidden else nn.Linear(2, 1)
+    return maml(model.double(), functional.mse_loss, lr=0.1, steps=2 if hidden else 1, engine=Engine(compile="step"))
+
+
+@pytest.fixture
+def recorded_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would be compiled runs as it is."""
+
+    def run(function: Callable[..., Any], tensors: Any) -> Callable[..., Any]:
+        return torch.no_grad()(function)
+
+    monkeypatch.setattr("fewstep.engine.compiled", run)
+
+
+def by_pytorch(clip: float | None, hidden: int = 4, **options: Any) -> list[Tensor]:
+    """The parameters after steps of `torch.optim.Adam` along the meta-gradient."""
+    learner = build(hidden)
+    learner.engine = Engine()
+    optimizer = torch.optim.Adam(learner.parameters(), **options)
+    for rate in RATES:
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        learner(TASKS).mean().backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_value_(learner.parameters(), clip)
+        optimizer.step()
+    return list(learner.parameters())
+
+
+def assert_equal(learner: Learner, expected: list[Tensor]) -> None:
+    for own, other in zip(learner.parameters(), expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_adam_in_one_call_is_pytorchs(clip: float | None, recorded_only: None) -> None:
+    learner = build()
+    optimizer = torch.optim.Adam(learner.parameters())
+    step = MetaStep(learner, optimizer, clip)
+    losses = [step(TASKS, rate) for rate in RATES]
+    assert len(set(map(float, losses))) == len(RATES)
+    assert all(value.grad is None for value in learner.parameters()), "it was not one call"
+    assert_equal(learner, by_pytorch(clip))
+
+
+def test_adam_in_one_compiled_call_is_pytorchs() -> None:
+    learner = build(hidden=0)
+    step = MetaStep(learner, torch.optim.Adam(learner.parameters()), clip=0.05)
+    for rate in RATES:
+        step(TASKS, rate)
+    assert learner.engine.compile == "step"
+    assert_equal(learner, by_pytorch(0.05, hidden=0))
+
+
+def test_adams_state_can_be_saved_and_taken_over_by_pytorchs_own(recorded_only: None) -> None:
+    learner = build()
+    optimizer = torch.optim.Adam(learner.parameters())
+    MetaStep(learner, optimizer)(TASKS, RATES[0])
+    other = build()
+    other.load_state_dict(copy.deepcopy(learner.state_dict()))
+    other.engine = Engine(chunk=3)
+    theirs = torch.optim.Adam(other.parameters())
+    theirs.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    step = MetaStep(other, theirs)
+    for rate in RATES[1:]:
+        step(TASKS, rate)
+    assert_equal(other, by_pytorch(None))
+
+
+@pytest.mark.parametrize("options", [{"weight_decay": 0.1}, {"amsgrad": True}, {"maximize": True}])
+def test_another_adam_is_left_to_pytorch(options: dict[str, Any], recorded_only: None) -> None:
+    learner = build()
+    step = MetaStep(learner, torch.optim.Adam(learner.parameters(), **options))
+    for rate in RATES:
+        step(TASKS, rate)
+    assert_equal(learner, by_pytorch(None, **options))
+
+
+def test_several_processes_average_before_the_step(recorded_only: None) -> None:
+    learner = build()
+    seen = []
+
+    def average(loss: Tensor, tasks: int) -> Tensor:
+        seen.append(tasks)
+        for value in learner.parameters():
+            assert value.grad is not None
+            value.grad.zero_()
+        return loss
+
+    before = [value.detach().clone() for value in learner.parameters()]
+    MetaStep(learner, torch.optim.Adam(learner.parameters()), average=average)(TASKS, 0.1)
+    assert seen == [4]
+    assert_equal(learner, before)
+
+
+@pytest.mark.parametrize("engine", [Engine(), Engine(compile="step"), Engine(compile="step", chunk=2)], ids=str)
+def test_what_is_not_finite_moves_nothing(engine: Engine, recorded_only: None) -> None:
+    learner = build()
+    learner.engine = engine
+    optimizer = torch.optim.Adam(learner.parameters())
+    step = MetaStep(learner, optimizer)
+    step(TASKS, 0.1)
+    before, state = copy.deepcopy(learner.state_dict()), copy.deepcopy(optimizer.state_dict()["state"])
+    with pytest.raises(DivergenceError, match="the loss or the meta-gradient is not finite; lower"):
+        step(Task(TASKS.support, (X, 1e200 * Y)), 0.1)
+    assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
+    for number, moments in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(state[number][name], value) for name, value in moments.items())
