@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -288,15 +289,22 @@ def copied(run: Run, folder: Path) -> Run:
     return Run(folder)
 
 
-def started(command: list[str], run: Path) -> subprocess.Popen[str]:
-    """A process in a group of its own, as under a shell, whose ranks have saved a checkpoint."""
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 100
-    while not (run / "trainer.pt").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return process
+@contextmanager
+def started(launcher: str, run: Run, *options: str, until: Callable[[], Any]) -> Iterator[subprocess.Popen[str]]:
+    """Two ranks in a process group of their own, as under a shell, which have come as far as `until`."""
+    before, after = LAUNCHERS[launcher]
+    command = [sys.executable, *before, *after, *options, "--out", str(run.path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            deadline = time.monotonic() + 200
+            while not until():
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def pid_of_rank(number: int, run: Path) -> int:
@@ -323,10 +331,9 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason=
 @needs_proc
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_killed_rank_is_started_again_and_the_run_is_identical(launcher: str, unharmed: Run, tmp_path: Path) -> None:
-    before, after = LAUNCHERS[launcher]
-    process = started([sys.executable, *before, *after, "--out", str(tmp_path)], tmp_path)
-    os.kill(pid_of_rank(1, tmp_path), signal.SIGKILL)
-    _, error = process.communicate(timeout=100)
+    with started(launcher, Run(tmp_path), until=(tmp_path / "trainer.pt").exists) as process:
+        os.kill(pid_of_rank(1, tmp_path), signal.SIGKILL)
+        _, error = process.communicate(timeout=200)
     assert process.returncode == 0, error
     assert error.count("sinusoid: iteration") == 2, "it was not started again"
     if launcher == "procs":
@@ -335,20 +342,14 @@ def test_a_killed_rank_is_started_again_and_the_run_is_identical(launcher: str, 
     identical(unharmed, Run(tmp_path))
 
 
-@needs_proc
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ctrl_c_reaches_all_and_the_state_is_saved(launcher: str, tmp_path: Path) -> None:
-    before, after = LAUNCHERS[launcher]
-    more = ["--iterations", "100000", "--log-every", "1", "--check-every", "2000", "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, *before, *after, *more], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 100
-    while len(Run(tmp_path).metrics()) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    _, error = process.communicate(timeout=100)
-    state, metrics = Run(tmp_path).load_state(), Run(tmp_path).metrics()
+    run = Run(tmp_path)
+    more = ["--iterations", "100000", "--log-every", "1", "--check-every", "2000"]
+    with started(launcher, run, *more, until=lambda: len(run.metrics()) > 2) as process:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, error = process.communicate(timeout=200)
+    state, metrics = run.load_state(), run.metrics()
     assert state is not None
     assert state["step"] == metrics[-1]["step"] < 2000
     assert error.count("fewstep: stopped; the same command goes on from the last checkpoint") == 1
@@ -357,13 +358,11 @@ def test_ctrl_c_reaches_all_and_the_state_is_saved(launcher: str, tmp_path: Path
         assert "Traceback" not in error
 
 
-@needs_proc
 def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
-    process = started(
-        [sys.executable, *LAUNCHERS["procs"][0], "--iterations", "100000", "--out", str(tmp_path)], tmp_path
-    )
-    process.kill()
-    _, error = process.communicate(timeout=100)  # until no rank holds the pipe
+    more = ["--iterations", "100000"]
+    with started("procs", Run(tmp_path), *more, until=(tmp_path / "trainer.pt").exists) as process:
+        process.kill()
+        _, error = process.communicate(timeout=200)  # until no rank holds the pipe
     assert error.count("fewstep: stopped") == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import warnings
 from typing import Any
@@ -139,6 +140,15 @@ def test_watch_sees_closures_globals_partials_and_replaced_tensors(monkeypatch: 
     del layer.eps
     seen.append(watch.values())
     assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_a_copy_of_a_learner_watches_its_own_model() -> None:
+    learner = maml(nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)), functional.mse_loss, lr=0.1)
+    copied = copy.deepcopy(learner)
+    seen = learner._watch.values(), copied._watch.values()
+    copied.model[1].p = 0.1  # type: ignore[index]
+    assert learner._watch.values() == seen[0]
+    assert copied._watch.values() != seen[1]
 
 
 SHAPES = [

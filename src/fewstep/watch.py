@@ -32,12 +32,17 @@ class Watch:
     """
 
     def __init__(self, objects: Sequence[Any]) -> None:
+        self._objects = list(objects)
         spaces = [space for item in objects for space in _namespaces(item)]
         # One C call for each namespace: this runs in every step, also where a step takes a fraction of a millisecond.
         self._plain = [(space, getter) for space in spaces if (getter := _getter(space, _is_plain))]
         self._other = [(space, getter) for space in spaces if (getter := _getter(space, _has_identity))]
         self._spaces = spaces
         self._captured = [function for item in objects for function in _functions(item)]
+
+    def __reduce__(self) -> Any:
+        """A copy watches the copies of the objects."""
+        return Watch, (self._objects,)
 
     def values(self) -> tuple[Any, ...]:
         """Equal to the values of another moment if nothing that is watched has changed since."""
