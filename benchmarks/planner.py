@@ -18,8 +18,8 @@ import torch
 import tyro
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from benchmarks.contenders import ours
 from benchmarks.workloads import TASKS, WORKLOADS, Workload, origin
 from fewstep import Engine, FallbackWarning, Plan, plan
 from fewstep.meta_step import MetaStep
@@ -77,10 +77,7 @@ def judge(workload: Workload, options: Options, console: Console) -> tuple[Plan,
     console.print(f"{workload.name}: {chosen}", highlight=False)
     runners = [Runner(workload, chosen.engine)]
     limit = 3 * runners[0].take_turn()
-    grid = {Engine(method="loop"): None}
-    for kind in ("eager", "compiled")[: 1 + options.compiled]:
-        grid |= {Engine(**choices): None for choices in ours.variants(workload, kind).values()}
-    for engine in grid:
+    for engine in grid(workload, options.compiled):
         try:
             runner = Runner(workload, engine)
         except Exception as error:  # a grid is not for every model
@@ -93,6 +90,21 @@ def judge(workload: Workload, options: Options, console: Console) -> tuple[Plan,
         for runner in near:
             runner.seconds.append(runner.take_turn())
     return chosen, [runners[0], *sorted(runners[1:], key=lambda runner: median(runner.seconds))]
+
+
+def grid(workload: Workload, compiled: bool) -> list[Engine]:
+    """Engines that do not know what the planner does; whole steps only where they compile in minutes."""
+    convolves = any(isinstance(module, nn.Conv2d) for module in workload.model.modules())
+    chunks = [None, *(size for size in (1, 4, 8) if size < workload.tasks.size and not workload.tiny)]
+    found = [Engine(method="loop"), *(Engine(chunk=size) for size in chunks)]
+    if convolves:
+        found.append(Engine(chunk=chunks[-1], convolution="matmul"))
+    kinds: list[Literal["step", "pieces"]] = ["step", "pieces"] if workload.steps <= 3 else ["pieces"]
+    for kind in kinds if compiled else []:
+        found += [Engine(compile=kind), Engine(compile=kind, method="loop")]
+        if convolves:
+            found += [Engine(compile=kind, chunk=size, convolution="matmul") for size in chunks]
+    return found
 
 
 def ratio(runners: list[Runner]) -> float:

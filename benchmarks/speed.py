@@ -7,6 +7,7 @@ docs/speed.md tells how the comparison is made.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -204,7 +205,7 @@ def main(options: Options) -> None:
     if options.cores > len(usable_cores()):
         raise SystemExit(f"there are {len(usable_cores())} cores, but --cores {options.cores} came")
     torch.set_num_threads(options.cores)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 150)
     options.out.mkdir(parents=True, exist_ok=True)
     origin = workloads.origin("benchmarks.speed")
     for name in WORKLOADS if options.workload == "all" else [options.workload]:

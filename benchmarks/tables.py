@@ -10,8 +10,8 @@ from benchmarks.results import Entry, Result, times_faster
 
 MIB = 2**20
 HEADINGS = [
-    "contender", "variant", "cores as", "ms/step", "threads", "processes", "tasks/s", "fewstep is", "error",
-    "MiB", "first s", "cached", "of peak",
+    "contender", "variant", "ms/step", "threads", "processes", "tasks/s", "fewstep is", "error", "MiB", "first s",
+    "cached", "of peak",
 ]  # fmt: skip
 
 
@@ -19,7 +19,7 @@ def as_table(result: Result) -> Table:
     """One row for each contender, the fastest first."""
     table = Table(title=title(result))
     for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading in HEADINGS[:3] else "right")
+        table.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right")
     for entry in result.best:
         table.add_row(*cells(result, entry))
     return table
@@ -35,7 +35,7 @@ def as_markdown(result: Result) -> str:
         *result.origin.splitlines()[1:],
         "",
     ]
-    lines += ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * 3 + "---:|" * (len(HEADINGS) - 3)]
+    lines += ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * 2 + "---:|" * (len(HEADINGS) - 2)]
     lines += ["| " + " | ".join(cells(result, entry)) + " |" for entry in result.best]
     if any(entry.meta_gradient for entry in result.best):
         alone = [f"{entry.family} {1000 * median(entry.meta_gradient):.2f}" for entry in result.best]
@@ -62,7 +62,7 @@ def cells(result: Result, entry: Entry) -> list[str]:
     ratio = f"{times_faster(ours, entry):.2f}x" if ours else ""
     first = [f"{fresh.peak / MIB:.1f}", f"{fresh.cold:.1f}", f"{fresh.warm:.1f}"] if fresh else [""] * 3
     return [
-        entry.family, entry.variant, entry.layout, f"{1000 * entry.seconds:.2f}", by_layout.get("threads", ""),
+        entry.family, entry.variant, f"{1000 * entry.seconds:.2f}", by_layout.get("threads", ""),
         by_layout.get("processes", ""), f"{result.tasks / entry.seconds:.0f}", ratio, f"{entry.error:.0e}", *first,
         f"{100 * result.share_of_machine(entry):.1f} %",
     ]  # fmt: skip

@@ -10,12 +10,14 @@ import pytest
 import torch
 from rich.console import Console
 
+import fewstep
 from benchmarks import contenders, memory, planner, speed
 from benchmarks.charts import chart
 from benchmarks.results import Entry, Fresh, Result, load, times_faster
 from benchmarks.tables import as_markdown, as_table
 from benchmarks.workers import FailureError, Group, Job, Turn, agreement
 from benchmarks.workloads import TASKS, WORKLOADS, Workload, miniimagenet
+from fewstep import cli
 
 COMPILING = {"torch.func, compiled", "fewstep, compiled"}
 QUICK = [family for family in contenders.FAMILIES if family not in {*COMPILING, "matrix product"}]
@@ -83,18 +85,40 @@ def test_the_work_is_counted_with_its_second_derivatives() -> None:
 
 
 def test_a_comparison_end_to_end(tmp_path: Path) -> None:
-    options = speed.Options(
-        workload="sinusoid", repeats=1, out=tmp_path, only=("fewstep",), tasks=2, cores=1, patience=0
-    )
-    speed.main(options)
+    smoke = "--repeats 1 --tasks 2 --cores 1 --patience 0 --no-fresh --only fewstep"
+    cli.main(["bench", "sinusoid", *smoke.split(), "--out", str(tmp_path)])
     result = load(tmp_path / "sinusoid.json")
     assert [entry.family for entry in result.entries] == ["autograd loop", "fewstep", "matrix product"]
     assert all(len(entry.step) == 1 and entry.step[0] > 0 for entry in result.entries)
     assert all(entry.error < 1e-3 for entry in result.entries)
-    assert result.fresh["fewstep"].cold > 0
     assert 0 < result.share_of_machine(result.best[0]) < 1
     assert "sinusoid, 2 tasks" in (tmp_path / "speed.md").read_text()
     assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_the_first_step_and_the_memory_are_those_of_new_processes() -> None:
+    result = Result(
+        "sinusoid", 2, 1, flops=1, rounding=1e-7, entries=[Entry("fewstep", "processes", "vmap", {}, 0, [1])]
+    )
+    speed._measure_fresh(result, speed.Options(cores=1), Console(quiet=True))
+    assert not result.skipped
+    fresh = result.fresh["fewstep"]
+    assert min(fresh.cold, fresh.warm) > 0
+    assert fresh.peak >= 0
+
+
+def test_bench_needs_a_checkout_and_a_benchmark(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "sinusoidal"])
+    assert stopped.value.code == 2
+    assert "did you mean 'sinusoid'?" in capsys.readouterr().err
+    monkeypatch.setattr(fewstep, "__file__", str(tmp_path / "lib" / "site-packages" / "fewstep" / "__init__.py"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench"])
+    assert stopped.value.code == 2
+    assert "clone the repository" in capsys.readouterr().err
 
 
 def test_a_contender_that_cannot_start_says_why() -> None:
@@ -112,7 +136,7 @@ def test_ratios_are_medians_over_the_rounds() -> None:
     assert result.share_of_machine(ours) == 0.5
     assert result.share_of_machine(loop) == 0.125  # two processes do two products a second
     text = as_markdown(Result(**{**vars(result), "origin": "command\nmachine"}))
-    assert "| fewstep | vmap | threads | 1000.00 |" in text
+    assert "| fewstep | vmap | 1000.00 |" in text
     assert "| 2.00x |" in text
     Console(quiet=True).print(as_table(result))
 

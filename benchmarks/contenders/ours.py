@@ -5,45 +5,59 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from torch import Tensor
+
+from benchmarks.contenders import RATE
 from benchmarks.contenders.with_torch import TorchContender
 from benchmarks.workloads import Workload
-from fewstep.engine import Engine
+from fewstep import Engine, MetaStep
 from fewstep.errors import FallbackWarning
 
 NEEDS = None
 
-# The one place that knows the engines' options. Chunks and convolutions are left out where they make no difference.
-ENGINES: dict[str, list[dict[str, Any]]] = {
-    "eager": [
-        {}, {"chunk": 4}, {"chunk": 8}, {"chunk": 4, "convolution": "channels_last"},
-        {"chunk": 4, "convolution": "matmul"}, {"convolution": "matmul"},
-    ],
-    "compiled": [
-        {"compile": "pieces"}, {"compile": "pieces", "chunk": 4},
-        {"compile": "pieces", "chunk": 4, "convolution": "matmul"}, {"compile": "pieces", "convolution": "matmul"},
-        {"compile": "step"}, {"compile": "step", "chunk": 4},
-        {"compile": "step", "chunk": 4, "convolution": "matmul"}, {"compile": "step", "convolution": "matmul"},
-    ],
-}  # fmt: skip
+
+# The one place that knows the engines' options, by what they are good for.
+EAGER: list[dict[str, Any]] = [{}, {"chunk": 4}, {"chunk": 8}]
+TINY: list[dict[str, Any]] = [{"compile": "pieces"}, {"compile": "step"}]
+FEW_STEPS: list[dict[str, Any]] = [{"compile": "step", "chunk": 4, "convolution": "matmul"}]
+MANY_STEPS: list[dict[str, Any]] = [
+    {"compile": "pieces", "chunk": 4, "convolution": "matmul"},
+    {"compile": "pieces", "method": "loop"},
+]
 
 
-def variants(workload: Workload, kind: str = "eager") -> dict[str, dict[str, Any]]:
-    """The engines that differ on this workload."""
-    most = 1 if workload.tiny else workload.tasks.size
-    convolves = workload.name not in ("sinusoid", "transformer")
-    return {
-        str(Engine(**options)): options
-        for options in ENGINES[kind]
-        if options.get("chunk", 0) < most and (convolves or "convolution" not in options)
-    }
+def variants(workload: Workload, compiled: bool = False) -> dict[str, dict[str, Any]]:
+    """The engines that are worth a try on this workload."""
+    if not compiled:
+        found = [options for options in EAGER if options.get("chunk", 0) <= workload.tasks.size]
+        found = found[:1] if workload.tiny else found
+    elif workload.name in ("sinusoid", "transformer"):
+        found = TINY
+    else:
+        found = FEW_STEPS if workload.steps == 1 else MANY_STEPS
+    return {str(Engine(**options)): options for options in found}
+
+
+class Ours(TorchContender):
+    """Training steps as `fewstep train` takes them. What cannot be compiled does not take part."""
+
+    def __init__(self, workload: Workload, engine: Engine) -> None:
+        warnings.simplefilter("error", FallbackWarning)
+        self.tasks = workload.tasks
+        learner = workload.ours(engine=engine)
+        super().__init__(workload, lambda: None)
+        self.iteration = MetaStep(learner, self.optimizer)
+
+    def meta_gradient(self) -> None:
+        self.optimizer.zero_grad()
+        self.iteration.backward(self.tasks)
+
+    def gradient(self) -> Tensor:
+        return super().gradient() * self.tasks.size  # of the sum, not of the mean
+
+    def step(self) -> None:
+        self.iteration(self.tasks, RATE)
 
 
 def build(workload: Workload, **options: Any) -> TorchContender:
-    """The loss of all tasks and one backward pass, as in training. What cannot be compiled does not take part."""
-    warnings.simplefilter("error", FallbackWarning)
-    learner = workload.ours(engine=Engine(**options))
-
-    def backward() -> None:
-        learner(workload.tasks).sum().backward()
-
-    return TorchContender(workload, backward)
+    return Ours(workload, Engine(**options))

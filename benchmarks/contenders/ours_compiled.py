@@ -13,4 +13,4 @@ build = ours.build
 
 def variants(workload: Workload) -> dict[str, dict[str, Any]]:
     """The engines that compile."""
-    return ours.variants(workload, "compiled")
+    return ours.variants(workload, compiled=True)

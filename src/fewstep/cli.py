@@ -35,7 +35,7 @@ USAGE = """usage: fewstep train RECIPE [--field value ...] [--out RUN]   train, 
        fewstep evaluate RUN                                  judge it on test tasks, beside baselines
        fewstep report RUN                                    tables and plots
        fewstep list recipes|algorithms|datasets              what there is
-       fewstep bench [speed|memory|scaling|WORKLOAD]         time it beside its peers, from a checkout
+       fewstep bench [speed|memory|scaling|planner|WORKLOAD] time it beside its peers, from a checkout
 Each command tells its options with --help; `fewstep train RECIPE --help` tells every setting of a recipe."""
 
 
@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("fewstep: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # threads of gloo can abort a process that ends in the usual way
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 @contextlib.contextmanager
@@ -161,17 +165,20 @@ def _list(arguments: list[str]) -> None:
         print(f"{name:{width}}  {(text or '').strip().splitlines()[0]}")
 
 
+BENCHMARKS = ["speed", "memory", "scaling", "planner"]
+
+
 def _bench(arguments: list[str]) -> None:
     """Run a benchmark out of the checkout that this package was installed from."""
     checkout = Path(fewstep.__file__).resolve().parents[2]
     if not (checkout / "benchmarks" / "speed.py").is_file():
         raise InputError("the benchmarks are not in the installed package; clone the repository, then pip install -e .")
     sys.path.insert(0, str(checkout))
-    known = ["speed", "memory", "scaling", *importlib.import_module("benchmarks.workloads").WORKLOADS]
+    known = [*BENCHMARKS, *importlib.import_module("benchmarks.workloads").WORKLOADS]
     named = bool(arguments) and not arguments[0].startswith("-")
     what = _known("benchmark", arguments[0], known) if named else "speed"
     rest = arguments[1:] if named else arguments
-    if what not in known[:3]:
+    if what not in BENCHMARKS:
         what, rest = "speed", ["--workload", what, *rest]
     tyro.cli(importlib.import_module(f"benchmarks.{what}").main, prog=f"fewstep bench {what}", args=rest,
              config=(tyro.conf.OmitArgPrefixes,))  # fmt: skip

@@ -29,7 +29,10 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
     Raises whatever tracing or compiling raises. What was compiled is kept on disk for the next process, in the user's
     cache folder unless TORCHINDUCTOR_CACHE_DIR names another.
     """
-    from torch._inductor import compile as inductor  # imported here: it doubles the import time of torch
+    from torch._guards import TracingContext, tracing  # imported here: they double the import time of torch
+    from torch._inductor import compile as inductor
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", user_cache_dir("fewstep", appauthor=False) + "/inductor")
     with torch.no_grad():
@@ -39,7 +42,9 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
             "fallback_random": True,  # a recomputation draws what the forward pass drew
             "cpp_wrapper": _is_tiny(examples),
         }
-        with _remembering_strides():
+        # Inductor keeps on disk only what was compiled under an environment of shapes.
+        mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
+        with _remembering_strides(), tracing(TracingContext(mode)):
             run = inductor(graph, [*examples, *[constant.detach() for constant in constants]], options=options)
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -98,7 +103,6 @@ def _lifted(graph: fx.GraphModule) -> list[Tensor]:
         if name not in held:
             with graph.graph.inserting_after([*inputs, *held.values()][-1]):
                 held[name] = graph.graph.placeholder(name)
-            held[name].meta = dict(node.meta)
             tensors.append(getattr(graph, name))
         node.replace_all_uses_with(held[name])
         graph.graph.erase_node(node)

@@ -49,7 +49,7 @@ class MetaStep:
         if self._is_one_call(tasks):
             return self._one_call(tasks, lr)
         self.optimizer.zero_grad()
-        loss = self._backward(tasks)
+        loss = self.backward(tasks)
         if self.average is not None:
             loss = self.average(loss, tasks.size)
         gradients = [value.grad.sum() for value in self.learner.parameters() if value.grad is not None]
@@ -59,7 +59,7 @@ class MetaStep:
         self.optimizer.step()
         return loss
 
-    def _backward(self, tasks: Task) -> Tensor:
+    def backward(self, tasks: Task) -> Tensor:
         """The mean loss; its gradient is then with each parameter."""
         if self.learner.engine.compile != "step":
             loss = self.learner(tasks).mean()  # lines 4-9

@@ -22,7 +22,7 @@ UNIT = 6.0  # seconds to compile one gradient, until the first has been compiled
 EAGER = 0.4  # the part of the time that eager engines may take, where others are to be compiled
 SLOW, LATE = 2.5, 1.0  # an engine is not timed whose first step takes this many times as long as the fastest, and 1 s
 HOPELESS = 1.5  # a number of tasks at a time is not compiled that takes this many times as long as the best, eagerly
-CACHED = 8  # tasks at a time at most for the first engine with convolutions that is compiled for a CPU
+CACHED = 4  # tasks at a time at most for the first engine with convolutions that is compiled for a CPU
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ class Search:
             yield from (_changed(engine, product=product) for product in ("reverse", "forward"))
         if engine.compile != "no":
             yield from (_changed(engine, compile=kind) for kind in self.kinds)
+            yield _changed(engine, method="loop", chunk=None, product="reverse")
 
     def _first_compiled(self, eager: Engine) -> Iterator[Engine | None]:
         """What to compile first, by the fastest eager engine: there may be no time for a second.
