@@ -55,7 +55,7 @@ class Options:
     """Threads, or processes of one thread each."""
     fresh: bool = True
     """Also measure the first step and the peak memory, in processes of their own."""
-    limit: float = 300.0
+    limit: float = 180.0
     """Seconds in which a contender must have compiled and done its first step."""
     patience: int = 3
     """How often a turn is taken again because others kept more than a tenth of the machine busy meanwhile."""
@@ -128,11 +128,14 @@ def _best_variant(family: str, layout: Layout, workload: Workload, options: Opti
     """The fastest of a few turns each, alone on the machine; after one step where that is hopeless. Others end."""
     best: Runner | None = None
     heats = result.heats.setdefault(family, {})
+    before = next(iter(heats.values()), {})
     own = heats.setdefault(layout, {})
     for variant, choice in contenders.variants(family, workload).items():
         job = Job(workload.name, workload.tasks.size, family, choice)
         known = [seconds for found in heats.values() for seconds in found.values()]
         fastest = min(known) if known and family != MACHINE else inf
+        if before and before.get(variant, inf) > HOPELESS * fastest:  # nor has it a chance in another layout
+            continue
         try:
             group = Group(job, layout, options.cores, options.limit, {})
             runner = Runner(Entry(family, layout, variant, choice), group, workload, options.patience)

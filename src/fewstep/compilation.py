@@ -106,5 +106,7 @@ def _lifted(graph: fx.GraphModule) -> list[Tensor]:
             tensors.append(getattr(graph, name))
         node.replace_all_uses_with(held[name])
         graph.graph.erase_node(node)
+    for node in [*inputs, *held.values()]:
+        node.meta.pop("val", None)  # what Inductor's C++ calls would take for the examples
     graph.recompile()
     return tensors

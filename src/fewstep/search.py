@@ -129,12 +129,13 @@ class Search:
         Compiled, convolutions are fastest as matrix products; eagerly they are not, so that it tells nothing of them.
         """
         on_cpu = self.bench.device.type == "cpu"
-        small = [size for size in self.chunks if (size or self.bench.tasks.size) <= CACHED] if on_cpu else []
-        chunk = [eager.chunk, *small][-1]
+        sizes = [size for size in self.chunks if (size or self.bench.tasks.size) <= CACHED] if on_cpu else []
+        chunk = [eager.chunk, *sizes][-1]
         for kind in self.kinds:
             if self.convolutions:
-                yield _changed(eager, method="vmap", chunk=chunk, convolution="matmul", compile=kind)
-            yield _changed(eager, compile=kind)
+                small = {"method": "vmap", "chunk": chunk, "convolution": "matmul"}
+                yield _changed(Engine(), **{**self.fixed, **small, "compile": kind})
+            yield _changed(eager, product=self.fixed.get("product", "reverse"), compile=kind)
 
     def _attempt(self, engine: Engine | None) -> bool:
         """Whether the engine is new and may be tried; then it has been."""
