@@ -40,11 +40,12 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
         constants = _lifted(graph)
         options: dict[str, Any] = {
             "fallback_random": True,  # a recomputation draws what the forward pass drew
-            "cpp_wrapper": _is_tiny(examples),
+            "cpp_wrapper": examples[0].device.type == "cpu",  # many short kernels: the time between them counts
+            "unroll_reductions_threshold": 1,  # short sums as loops: half the code
         }
         # Inductor keeps on disk only what was compiled under an environment of shapes.
         mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
-        with _remembering_strides(), tracing(TracingContext(mode)):
+        with _plain_strides(), tracing(TracingContext(mode)):
             run = inductor(graph, [*examples, *[constant.detach() for constant in constants]], options=options)
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -66,25 +67,27 @@ def _traced(function: Function, examples: Sequence[Tensor]) -> fx.GraphModule:
 
 
 @contextmanager
-def _remembering_strides() -> Iterator[None]:
-    """Let Inductor remember all strides that it works out, in place of 128: half of its time goes into them anew."""
+def _plain_strides() -> Iterator[None]:
+    """Let Inductor take strides of linear indices by `expand` in place of `simplify`, where half of its time goes."""
+    import sympy
     from torch._inductor.codegen import cpp as module
 
     cpp: Any = module
     before: Any = getattr(cpp, "stride_at_vec_range", None)
-    if not hasattr(before, "__wrapped__"):  # another version of PyTorch
+    if before is None:  # another version of PyTorch
         yield
         return
-    cpp.stride_at_vec_range = lru_cache(maxsize=None)(before.__wrapped__)
+
+    def stride(index: Any, var: Any, vec_length: int | None = None) -> Any:
+        if index.has(sympy.Function):  # of quotients and remainders
+            return before(index, var, vec_length)
+        return sympy.expand(index.subs(var, var + 1) - index)
+
+    cpp.stride_at_vec_range = lru_cache(maxsize=None)(stride)
     try:
         yield
     finally:
         cpp.stride_at_vec_range = before
-
-
-def _is_tiny(examples: Sequence[Tensor]) -> bool:
-    """Whether the time between kernels counts: then C++ calls them, which takes longer to compile."""
-    return examples[0].device.type == "cpu" and sum(example.numel() for example in examples) < 50_000
 
 
 def _foreign_random() -> tuple[object, ...]:

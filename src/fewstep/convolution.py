@@ -54,20 +54,20 @@ def conv2d_by_matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, stri
     if x.dim() != 4 or groups != 1 or isinstance(padding, str):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     (sh, sw), (ph, pw), (dh, dw) = _pair(stride), _pair(padding), _pair(dilation)
-    if ph or pw:
-        x = functional.pad(x, (pw, pw, ph, ph))
     out, channels, kh, kw = weight.shape
     n, _, height, width = x.shape
-    oh, ow = (height - dh * (kh - 1) - 1) // sh + 1, (width - dw * (kw - 1) - 1) // sw + 1
+    oh, ow = (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
     if oh < 1 or ow < 1:
-        return torch.conv2d(x, weight, bias, stride, 0, dilation, groups)  # for its error
-    x = x.permute(0, 2, 3, 1)
-    shifted = [
-        x[:, i * dh : i * dh + sh * (oh - 1) + 1 : sh, j * dw : j * dw + sw * (ow - 1) + 1 : sw]
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    patches = torch.cat(shifted, -1).reshape(n * oh * ow, kh * kw * channels)
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)  # for its error
+    # Cut by the phase of a stride, each tap reads a plain block, whose derivative is a plain block too.
+    x = functional.pad(x, (pw, pw + -(width + 2 * pw) % sw, ph, ph + -(height + 2 * ph) % sh))
+    x = x.permute(0, 2, 3, 1).reshape(n, x.shape[2] // sh, sh, x.shape[3] // sw, sw, channels)
+    phases = [rows.unbind(3) for rows in x.unbind(2)]
+    shifted = []
+    for i in range(0, dh * kh, dh):
+        for j in range(0, dw * kw, dw):
+            shifted.append(phases[i % sh][j % sw][:, i // sh : i // sh + oh, j // sw : j // sw + ow])
+    patches = torch.stack(shifted, 3).reshape(n * oh * ow, kh * kw * channels)
     y = patches @ weight.permute(2, 3, 1, 0).reshape(kh * kw * channels, out)
     if bias is not None:
         y = y + bias.to(y.dtype)
