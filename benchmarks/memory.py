@@ -38,6 +38,7 @@ OPTIONS: dict[Name, dict[str, Any]] = {
 MIB = 2**20
 # Without these glibc keeps freed memory for later, and a process looks larger than what it holds.
 MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(2**26)}
 QUIET = {"KINETO_LOG_LEVEL": "99"}  # the profiler's
 
 

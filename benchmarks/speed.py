@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import contenders, workloads
 from benchmarks.charts import chart
 from benchmarks.contenders.matrix_product import FLOPS
-from benchmarks.memory import MALLOC
+from benchmarks.memory import KEEP, MALLOC
 from benchmarks.results import LAYOUTS, Entry, Fresh, Layout, Result, load
 from benchmarks.tables import as_markdown, as_table
 from benchmarks.workers import FailureError, Group, Job, agreement, usable_cores
@@ -57,6 +57,8 @@ class Options:
     """Also measure the first step and the peak memory, in processes of their own."""
     limit: float = 180.0
     """Seconds in which a contender must have compiled and done its first step."""
+    peers_keep: bool = False
+    """Let the peers keep freed memory too, as this library does: see docs/speed.md."""
     patience: int = 3
     """How often a turn is taken again because others kept more than a tenth of the machine busy meanwhile."""
 
@@ -137,7 +139,7 @@ def _best_variant(family: str, layout: Layout, workload: Workload, options: Opti
         if before and before.get(variant, inf) > HOPELESS * fastest:  # nor has it a chance in another layout
             continue
         try:
-            group = Group(job, layout, options.cores, options.limit, {})
+            group = Group(job, layout, options.cores, options.limit, KEEP if options.peers_keep else {})
             runner = Runner(Entry(family, layout, variant, choice), group, workload, options.patience)
             seconds = group.turn("step", 1).seconds
             if seconds < HOPELESS * fastest:

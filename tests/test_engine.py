@@ -17,6 +17,7 @@ from fewstep import InputError, Learner, Task, maml
 from fewstep.convolution import conv2d_by_matmul, conv2d_channels_last
 from fewstep.engine import Engine
 from fewstep.errors import FallbackWarning
+from fewstep.pooling import max_pool2d_by_comparison
 from fewstep.watch import Watch
 from tests.reference import meta_gradient, relative_error
 
@@ -178,6 +179,75 @@ def test_convolutions_equal_pytorchs(conv2d: Any, options: dict[str, Any]) -> No
 def test_a_convolution_that_does_not_fit_fails_as_pytorchs() -> None:
     with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
         conv2d_by_matmul(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 3, 3))
+
+
+POOLS: list[dict[str, Any]] = [
+    {"kernel_size": 2},
+    {"kernel_size": (2, 3), "stride": (2, 3)},
+    {"kernel_size": 1},
+    {"kernel_size": 3, "stride": 2},
+    {"kernel_size": 2, "padding": 1},
+    {"kernel_size": 2, "dilation": 2},
+    {"kernel_size": 2, "ceil_mode": True},
+    {"kernel_size": 2, "return_indices": True},
+]
+
+
+@pytest.mark.parametrize("options", POOLS, ids=str)
+def test_pooling_equals_pytorchs_and_takes_the_first_of_equal_ones(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    x = torch.randint(0, 3, (2, 3, 7, 9)).double().requires_grad_()
+    ours, theirs = max_pool2d_by_comparison(x, **options), functional.max_pool2d(x, **options)
+    if isinstance(theirs, tuple):
+        assert torch.equal(ours[1], theirs[1])
+        ours, theirs = ours[0], theirs[0]
+    assert torch.equal(ours, theirs)
+    up = torch.randn_like(theirs)
+    assert torch.equal(*[torch.autograd.grad(pooled, x, up)[0] for pooled in (ours, theirs)])
+
+
+def test_pooling_keeps_what_is_not_a_number_wherever_it_stands() -> None:
+    windows = torch.eye(4).reshape(4, 1, 2, 2)
+    windows[windows == 1] = torch.nan
+    assert max_pool2d_by_comparison(windows, 2).isnan().all()
+
+
+class Pooled(nn.Sequential):
+    """A small network with pooling, called as a function or as a module, by its keyword or not."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(2), nn.Tanh(), nn.Flatten(1), nn.Linear(18, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, pool, *rest = self
+        x = functional.max_pool2d(pool(conv(x)), kernel_size=1)
+        for layer in rest:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [Engine(compile="pieces", chunk=2), Engine(compile="pieces", method="loop", convolution="channels_last")],
+    ids=str,
+)
+def test_pieces_are_compiled_once_for_all_inner_steps(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradient, its derivative and the query gradient: the first step, where tasks still share theta, too."""
+    model, calls = Pooled().double(), []
+
+    def compiled(function: Any, _: Any) -> Any:
+        calls.append(function)
+        return function
+
+    monkeypatch.setattr("fewstep.engine.compiled", compiled)
+    x, y = torch.randn(4, 5, 1, 6, 6, dtype=torch.float64), torch.randint(0, 2, (4, 5))
+    tasks = Task((x[:, :3], y[:, :3]), (x, y))
+    learner = maml(model, functional.cross_entropy, lr=0.1, steps=3, engine=engine)
+    plain = maml(model, functional.cross_entropy, lr=0.1, steps=3, engine="loop")
+    ours, truth = (meta_gradient(each(tasks), list(model.parameters())) for each in (learner, plain))
+    assert relative_error(ours, truth) < 1e-12
+    assert len(calls) == 3
 
 
 def smooth(precision: Any, engine: str = "vmap") -> tuple[Learner, Task]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import random
 import subprocess
 import sys
@@ -316,6 +317,26 @@ print(footprint(lambda: None, cpu))
     assert most == pytest.approx(2 * 2**26, rel=0.1)
     assert nothing < 2**20, "what was held before does not count"
     assert (free_memory(CPU) or 0) > 2**20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    """In a process of its own: it cannot be taken back."""
+    code = """
+import resource
+import torch
+from fewstep.footprint import keep_freed_memory
+def new_pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24).add(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(min(new_pages() for _ in range(3)))
+keep_freed_memory()
+print(min(new_pages() for _ in range(4)))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    without, kept = map(int, result.stdout.split())
+    assert kept < 0.1 * without
 
 
 @pytest.mark.parametrize(

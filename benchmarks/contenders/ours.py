@@ -12,6 +12,7 @@ from benchmarks.contenders.with_torch import TorchContender
 from benchmarks.workloads import Workload
 from fewstep import Engine, MetaStep
 from fewstep.errors import FallbackWarning
+from fewstep.footprint import keep_freed_memory
 
 NEEDS = None
 
@@ -19,10 +20,10 @@ NEEDS = None
 # The one place that knows the engines' options, by what they are good for.
 EAGER: list[dict[str, Any]] = [{}, {"chunk": 4}, {"chunk": 8}]
 TINY: list[dict[str, Any]] = [{"compile": "pieces"}, {"compile": "step"}]
-FEW_STEPS: list[dict[str, Any]] = [{"compile": "step", "chunk": 4, "convolution": "matmul"}]
+FEW_STEPS: list[dict[str, Any]] = [{"compile": "step", "chunk": size, "convolution": "matmul"} for size in (2, 1)]
 MANY_STEPS: list[dict[str, Any]] = [
-    {"compile": "pieces", "chunk": 4, "convolution": "matmul"},
-    {"compile": "pieces", "method": "loop"},
+    {"compile": "pieces", "chunk": 1, "convolution": "matmul"},
+    {"compile": "pieces", "method": "loop", "convolution": "channels_last"},
 ]
 
 
@@ -43,6 +44,7 @@ class Ours(TorchContender):
 
     def __init__(self, workload: Workload, engine: Engine) -> None:
         warnings.simplefilter("error", FallbackWarning)
+        keep_freed_memory()  # as the command line does
         self.tasks = workload.tasks
         learner = workload.ours(engine=engine)
         super().__init__(workload, lambda: None)

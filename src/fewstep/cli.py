@@ -24,6 +24,7 @@ from fewstep.commands import evaluate_run, train_run
 from fewstep.data import DATASETS
 from fewstep.distributed import check_processes, is_first, joined, ranks
 from fewstep.errors import FewstepError, InputError
+from fewstep.footprint import keep_freed_memory
 from fewstep.launch import launch
 from fewstep.recipes import RECIPES, Recipe
 from fewstep.report import report_run
@@ -42,6 +43,8 @@ Each command tells its options with --help; `fewstep train RECIPE --help` tells 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command. A mistake that the user can mend is one line and exit code 2; Ctrl-C is 130."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:  # the process is ours
+        keep_freed_memory()
     warnings.showwarning = lambda message, *_: print(f"fewstep: {message}", file=sys.stderr)
     try:
         with joined(), _the_first_speaks():

@@ -12,7 +12,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -42,11 +42,16 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
             "fallback_random": True,  # a recomputation draws what the forward pass drew
             "cpp_wrapper": examples[0].device.type == "cpu",  # many short kernels: the time between them counts
             "unroll_reductions_threshold": 1,  # short sums as loops: half the code
+            "realize_reads_threshold": 8,  # rather compute again than write and read: memory is slow
+            "realize_opcount_threshold": 60,
         }
-        # Inductor keeps on disk only what was compiled under an environment of shapes.
-        mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True, allow_non_fake_inputs=True)
-        with _plain_strides(), tracing(TracingContext(mode)):
-            run = inductor(graph, [*examples, *[constant.detach() for constant in constants]], options=options)
+        # Inductor keeps on disk only what was compiled under an environment of shapes; these are fixed.
+        mode = FakeTensorMode(shape_env=ShapeEnv())
+        inputs: list[Any] = [
+            mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in [*examples, *constants]
+        ]
+        with _quicker(), tracing(TracingContext(mode)):
+            run = inductor(graph, inputs, options=options)
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.no_grad():
@@ -67,27 +72,32 @@ def _traced(function: Function, examples: Sequence[Tensor]) -> fx.GraphModule:
 
 
 @contextmanager
-def _plain_strides() -> Iterator[None]:
-    """Let Inductor take strides of linear indices by `expand` in place of `simplify`, where half of its time goes."""
-    import sympy
+def _quicker() -> Iterator[None]:
+    """Spare Inductor what takes up to half of its time: where it asks, PyTorch 2.13 gives the same answers sooner."""
+    from torch._inductor import dtype_propagation, lowering  # noqa: F401  (it completes the table of types)
     from torch._inductor.codegen import cpp as module
 
     cpp: Any = module
-    before: Any = getattr(cpp, "stride_at_vec_range", None)
-    if before is None:  # another version of PyTorch
+    types: Any = dtype_propagation.DtypePropagationOpsHandler
+    stride, fill = getattr(cpp, "stride_at_vec_range", None), types.__init__
+    if stride is None or types() is not types():  # another version
         yield
         return
-
-    def stride(index: Any, var: Any, vec_length: int | None = None) -> Any:
-        if index.has(sympy.Function):  # of quotients and remainders
-            return before(index, var, vec_length)
-        return sympy.expand(index.subs(var, var + 1) - index)
-
-    cpp.stride_at_vec_range = lru_cache(maxsize=None)(stride)
+    cpp.stride_at_vec_range = lru_cache(maxsize=None)(partial(_stride, stride))
+    types.__init__ = lambda self: None  # one object, filled again at each use
     try:
         yield
     finally:
-        cpp.stride_at_vec_range = before
+        cpp.stride_at_vec_range, types.__init__ = stride, fill
+
+
+def _stride(general: Any, index: Any, var: Any, vec_length: int | None = None) -> Any:
+    """How far `index` moves with `var`: by `expand`, in place of `simplify`, where it has no quotients."""
+    import sympy
+
+    if index.has(sympy.Function):
+        return general(index, var, vec_length)
+    return sympy.expand(index.subs(var, var + 1) - index)
 
 
 def _foreign_random() -> tuple[object, ...]:
@@ -110,6 +120,6 @@ def _lifted(graph: fx.GraphModule) -> list[Tensor]:
         node.replace_all_uses_with(held[name])
         graph.graph.erase_node(node)
     for node in [*inputs, *held.values()]:
-        node.meta.pop("val", None)  # what Inductor's C++ calls would take for the examples
+        node.meta.pop("val", None)  # what Inductor would take for the examples
     graph.recompile()
     return tensors

@@ -6,32 +6,11 @@ are slow. Unfolded into patches it is a matrix product, and over tasks a batched
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-
-Convolution = Literal["native", "channels_last", "matmul"]
-
-
-@contextmanager
-def convolving(how: Convolution) -> Iterator[None]:
-    """Inside, two-dimensional convolutions run this way, if it can do them."""
-    with _Convolving(conv2d_by_matmul if how == "matmul" else conv2d_channels_last):
-        yield
-
-
-class _Convolving(TorchFunctionMode):
-    def __init__(self, conv2d: Any) -> None:
-        super().__init__()
-        self.conv2d = conv2d
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (self.conv2d if func is torch.conv2d else func)(*args, **(kwargs or {}))
 
 
 def conv2d_channels_last(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -53,7 +32,7 @@ def conv2d_by_matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, stri
     """
     if x.dim() != 4 or groups != 1 or isinstance(padding, str):
         return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    (sh, sw), (ph, pw), (dh, dw) = _pair(stride), _pair(padding), _pair(dilation)
+    (sh, sw), (ph, pw), (dh, dw) = pair(stride), pair(padding), pair(dilation)
     out, channels, kh, kw = weight.shape
     n, _, height, width = x.shape
     oh, ow = (height + 2 * ph - dh * (kh - 1) - 1) // sh + 1, (width + 2 * pw - dw * (kw - 1) - 1) // sw + 1
@@ -74,7 +53,8 @@ def conv2d_by_matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, stri
     return y.reshape(n, oh, ow, out).permute(0, 3, 1, 2)
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def pair(value: Any) -> tuple[int, int]:
+    """A number for each of the two dimensions of an image, from one for both or from two."""
     if isinstance(value, int):
         return value, value
     return (value[0], value[-1])

@@ -15,12 +15,16 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from fewstep.compilation import compiled
-from fewstep.convolution import Convolution, convolving
+from fewstep.convolution import conv2d_by_matmul, conv2d_channels_last
 from fewstep.errors import FallbackWarning, InputError
+from fewstep.pooling import max_pool2d_by_comparison
 
 MOST_COMPILED = 64
+Convolution = Literal["native", "channels_last", "matmul"]
 Part = Literal["pieces", "step"]
 Function = Callable[..., tuple[Tensor, ...]]
 Scalar = Callable[..., Tensor]
@@ -82,13 +86,29 @@ class Engine:
 
     @contextmanager
     def numerics(self, device: torch.device) -> Iterator[None]:
-        """Inside, losses are computed with the engine's precision and convolution."""
+        """Inside, losses are computed with the engine's precision, convolution and pooling."""
+        replaced: dict[Any, Any] = {}
+        if self.convolution != "native":
+            replaced[torch.conv2d] = conv2d_by_matmul if self.convolution == "matmul" else conv2d_channels_last
+        if self.compile != "no":  # compiled, the derivative of PyTorch's own searches every window for every pixel
+            replaced[torch.max_pool2d] = replaced[functional.max_pool2d] = max_pool2d_by_comparison
         with ExitStack() as stack:
             if self.precision == "bfloat16":  # without its cache, which would leak tensors out of vmap
                 stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
-            if self.convolution != "native":
-                stack.enter_context(convolving(self.convolution))
+            if replaced:
+                stack.enter_context(_Replacing(replaced))
             yield
+
+
+class _Replacing(TorchFunctionMode):
+    """Inside, other functions run in place of PyTorch's."""
+
+    def __init__(self, table: dict[Any, Any]) -> None:
+        super().__init__()
+        self.table = table
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.table.get(func, func)(*args, **(kwargs or {}))
 
 
 class Runner:
@@ -152,6 +172,8 @@ class Runner:
         """`function(*tensors)`, compiled if the engine compiles such parts, once for each key and form of tensors."""
         if self.engine.compile != part:
             return function(*tensors)
+        # What is the same for all tasks gets the form of what is not.
+        tensors = [t.clone(memory_format=torch.contiguous_format) if 0 in t.stride() else t for t in tensors]
         device = tensors[-1].device
         form = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
         moment = self.world, torch.is_autocast_enabled(device.type), torch.get_default_dtype()

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 CGROUP = Path("/sys/fs/cgroup")
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of malloc.h
 
 
 def footprint(work: Callable[[], object], device: torch.device) -> int | None:
@@ -39,6 +40,19 @@ def reset_resident_peak() -> int:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return process_status("VmRSS")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed for the next allocation; other C libraries go on as they are.
+
+    By default it gives every large block back to the kernel at once, and each step pays again for pages of zeros: with
+    the tensors of Mini-ImageNet, a third of a step. The process stays as large as it was at most.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(TRIM_THRESHOLD, -1)  # never
+        mallopt(MMAP_MAX, 0)  # no block apart from the others
+        mallopt(TOP_PAD, 64 * 2**20)
 
 
 def process_status(field: str) -> int:

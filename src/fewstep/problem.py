@@ -108,7 +108,7 @@ class Problem:
         """L [B] and dL/d(wanted) of each task [B, ...]."""
         key = ("gradient", wanted, self.batch)
         function = partial(self.value_and_gradient, wanted)
-        return self.runner.run(key, function, tensors, self.task_axis)
+        return self.runner.run(key, function, *self._spread(tensors))
 
     def evaluate(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """L [B] and the predictions [B, ...], where there are any."""
@@ -122,8 +122,19 @@ class Problem:
         """
         axis = self.task_axis
         u_axis = [part.dim() > tensors[i].dim() or axis[i] for i, part in zip(along, u, strict=True)]
-        summed = [not (per_task or axis[i]) for i in wanted]
-        return self.runner.run(
-            ("product", along, wanted, self.batch), partial(self.directional, along, wanted),
-            [*tensors, c, *u], [*axis, True, *u_axis], [False, *summed],
+        spread, spread_axis = self._spread(tensors)
+        value, *slopes = self.runner.run(
+            ("product", along, wanted, self.batch), partial(self.directional, along, wanted), [*spread, c, *u],
+            [*spread_axis, True, *u_axis], [False, *(not (per_task or spread_axis[i]) for i in wanted)],
         )  # fmt: skip
+        late = [not per_task and spread_axis[i] and not axis[i] for i in wanted]
+        return [value, *(slope.sum(0) if is_late else slope for slope, is_late in zip(slopes, late, strict=True))]
+
+    def _spread(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[bool]]:
+        """The tensors, and which have a task axis. For compiled pieces theta has one at the start too: fewer pieces."""
+        axis = self.task_axis
+        if self.runner.engine.compile != "pieces" or axis[0]:
+            return tensors, axis
+        count, adapted = tensors[-1].shape[0], len(self.theta)
+        spread = [tensor.expand(count, *tensor.shape) for tensor in tensors[:adapted]]
+        return [*spread, *tensors[adapted:]], [True] * adapted + axis[adapted:]

@@ -17,12 +17,12 @@ from fewstep.errors import InputError
 from fewstep.footprint import free_memory
 from fewstep.trial import Bench, Trial
 
-MOST_UNROLLED = 5  # inner steps that are compiled as one: each makes compilation longer
+MOST_UNROLLED = 5  # inner steps that are compiled as one, 1 with convolutions: each makes compilation longer
 UNIT = 6.0  # seconds to compile one gradient, until the first has been compiled
 EAGER = 0.4  # the part of the time that eager engines may take, where others are to be compiled
 SLOW, LATE = 2.5, 1.0  # an engine is not timed whose first step takes this many times as long as the fastest, and 1 s
 HOPELESS = 1.5  # a number of tasks at a time is not compiled that takes this many times as long as the best, eagerly
-CACHED = 4  # tasks at a time at most for the first engine with convolutions that is compiled for a CPU
+CACHED = 2  # tasks at a time at most for the first engine with convolutions that is compiled for a CPU
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,15 @@ class Search:
         start = trials.clock()
         self.ceiling = free_memory(bench.device) if limit is None else limit
         self.chunks = [fixed["chunk"]] if "chunk" in fixed else chunk_sizes(bench.tasks.size)
-        self.kinds = _kinds(bench.learner.steps, fixed.get("compile"))
-        self.end = start + seconds
-        self.eager_end = start + seconds * (EAGER if self.kinds else 1)
         self.trials: list[Trial] = []
         self.dropped: dict[Engine, str] = {}
         self.units: list[float] = []  # seconds that it took to compile one gradient
         with _Conv2dSeen() as seen:
             self.loop = bench.run(LOOP)
         self.convolutions = ("native", "matmul", "channels_last") if seen.any else ()
+        self.kinds = _kinds(bench.learner.steps, 1 if seen.any else MOST_UNROLLED, fixed.get("compile"))
+        self.end = start + seconds
+        self.eager_end = start + seconds * (EAGER if self.kinds else 1)
         self.agreement = Agreement(bench, self.loop.gradient)
         self._measure(self.loop)
 
@@ -126,16 +126,20 @@ class Search:
     def _first_compiled(self, eager: Engine) -> Iterator[Engine | None]:
         """What to compile first, by the fastest eager engine: there may be no time for a second.
 
-        Compiled, convolutions are fastest as matrix products; eagerly they are not, so that it tells nothing of them.
+        Compiled, small convolutions are fastest as matrix products; eagerly they are not, so that it tells nothing of
+        them. The convolutions of large images fill the machine one task after another.
         """
         on_cpu = self.bench.device.type == "cpu"
         sizes = [size for size in self.chunks if (size or self.bench.tasks.size) <= CACHED] if on_cpu else []
         chunk = [eager.chunk, *sizes][-1]
         for kind in self.kinds:
+            twin = _changed(eager, product=self.fixed.get("product", "reverse"), compile=kind)
+            if self.convolutions and eager.method == "loop":
+                yield twin
             if self.convolutions:
                 small = {"method": "vmap", "chunk": chunk, "convolution": "matmul"}
                 yield _changed(Engine(), **{**self.fixed, **small, "compile": kind})
-            yield _changed(eager, product=self.fixed.get("product", "reverse"), compile=kind)
+            yield twin
 
     def _attempt(self, engine: Engine | None) -> bool:
         """Whether the engine is new and may be tried; then it has been."""
@@ -198,7 +202,7 @@ class Search:
     def _gradients(self, engine: Engine) -> int:
         """How much there is to compile, in gradients: a Hessian-vector product counts as two."""
         forms = 1 if self.bench.tasks.size % (engine.chunk or 1) == 0 or engine.method == "loop" else 2
-        return forms * (7 if engine.compile == "pieces" else 3 * self.bench.learner.steps + 1)
+        return forms * (4 if engine.compile == "pieces" else 3 * self.bench.learner.steps + 1)
 
     def _peak(self, engine: Engine) -> float:
         """Bytes that an engine will take at most, by those that took fewer tasks at a time."""
@@ -226,11 +230,11 @@ def chunk_sizes(tasks: int) -> list[int | None]:
     return [*sizes, None]
 
 
-def _kinds(steps: int, fixed: str | None) -> list[str]:
+def _kinds(steps: int, most: int, fixed: str | None) -> list[str]:
     """The ways to compile that come into question, the most promising first."""
     if fixed is not None:
         return [] if fixed == "no" else [fixed]
-    return ["step", "pieces"] if steps <= MOST_UNROLLED else ["pieces"]
+    return ["step", "pieces"] if steps <= most else ["pieces"]
 
 
 def _changed(engine: Engine, **changes: Any) -> Engine | None:

@@ -20,11 +20,12 @@ class Block(nn.Module):
         initialise(self.conv, "xavier")
 
     def forward(self, x: Tensor) -> Tensor:
-        stride = self.conv.stride[0]
+        stride, weight, bias = self.conv.stride[0], self.conv.weight, self.conv.bias
         before_w, after_w = _same(x.shape[-1], stride)
         before_h, after_h = _same(x.shape[-2], stride)
-        padded = functional.pad(x, (before_w, after_w, before_h, after_h))
-        x = functional.relu(self.norm(self.conv(padded)))
+        # What both sides have in common is left to the convolution, which need not copy.
+        x = functional.pad(x, (0, after_w - before_w, 0, after_h - before_h))
+        x = functional.relu(self.norm(functional.conv2d(x, weight, bias, stride, (before_h, before_w))))
         return functional.max_pool2d(x, 2) if self.pool else x
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 from fewstep.baselines import Baseline
-from fewstep.convolution import Convolution
 from fewstep.data.episodes import Episodes
-from fewstep.engine import Engine
+from fewstep.engine import Convolution, Engine
 from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation, evaluate
 from fewstep.functional import Loss
