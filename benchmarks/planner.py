@@ -22,6 +22,7 @@ from torch import nn
 
 from benchmarks.workloads import TASKS, WORKLOADS, Workload, origin
 from fewstep import Engine, FallbackWarning, Plan, plan
+from fewstep.footprint import keep_freed_memory
 from fewstep.meta_step import MetaStep
 
 Name = Literal[
@@ -103,7 +104,8 @@ def grid(workload: Workload, compiled: bool) -> list[Engine]:
     for kind in kinds if compiled else []:
         found += [Engine(compile=kind), Engine(compile=kind, method="loop")]
         if convolves:
-            found += [Engine(compile=kind, chunk=size, convolution="matmul") for size in chunks]
+            found += [Engine(compile=kind, chunk=size, convolution="matmul") for size in (1, 2, 4)]
+            found.append(Engine(compile=kind, method="loop", convolution="channels_last"))
     return found
 
 
@@ -127,6 +129,7 @@ def as_table(workload: Workload, runners: list[Runner]) -> Table:
 def main(options: Options) -> None:
     """Plan for each workload, and judge the choice."""
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as the command line does
     console = Console()
     console.print(origin("benchmarks.planner"), highlight=False)
     ratios = {}
