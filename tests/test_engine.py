@@ -14,7 +14,8 @@ from torch.nn import functional
 
 import fewstep
 from fewstep import InputError, Learner, Task, maml
-from fewstep.convolution import conv2d_by_matmul, conv2d_channels_last
+from fewstep.channels_last import conv2d_channels_last
+from fewstep.convolution import conv2d_by_matmul
 from fewstep.engine import Engine
 from fewstep.errors import FallbackWarning
 from fewstep.pooling import max_pool2d_by_comparison
@@ -176,9 +177,50 @@ def test_convolutions_equal_pytorchs(conv2d: Any, options: dict[str, Any]) -> No
         assert torch.allclose(mine, own, atol=1e-11)
 
 
-def test_a_convolution_that_does_not_fit_fails_as_pytorchs() -> None:
+@pytest.mark.parametrize("options", SHAPES, ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_every_derivative_of_a_channels_last_convolution(biased: bool, options: dict[str, Any]) -> None:
+    """The gradient, its gradient, and that one's."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 2, 6, 5, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 2 // options.get("groups", 1), 3, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, dtype=torch.float64, requires_grad=True) if biased else None
+
+    conv2d: Any = conv2d_channels_last
+
+    def cubic(*tensors: Tensor) -> Any:
+        return conv2d(*tensors, **options) ** 3
+
+    inputs = (x, weight, bias) if bias is not None else (x, weight)
+    assert torch.autograd.gradcheck(cubic, inputs)
+    assert torch.autograd.gradgradcheck(cubic, inputs)
+
+    def slope(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(cubic(*tensors).sum(), tensors, create_graph=True)
+
+    assert torch.autograd.gradgradcheck(slope, inputs)
+
+
+@pytest.mark.parametrize("conv2d", [conv2d_by_matmul, conv2d_channels_last])
+def test_a_convolution_under_autocast_is_pytorchs(conv2d: Any) -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(*shape, requires_grad=True) for shape in ((2, 3, 6, 6), (4, 3, 3, 3), (4,))]
+    results = []
+    theirs: Any = torch.conv2d
+    for function in (conv2d, theirs):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = function(*tensors)
+        grads = torch.autograd.grad((y.float() ** 2).sum(), tensors)
+        results.append([y.float(), *grads])
+        assert (y.dtype, grads[1].dtype) == (torch.bfloat16, torch.float32)
+    for mine, own in zip(*results, strict=True):
+        assert (mine - own).norm() < 2e-2 * own.norm()
+
+
+@pytest.mark.parametrize("conv2d", [conv2d_by_matmul, conv2d_channels_last])
+def test_a_convolution_that_does_not_fit_fails_as_pytorchs(conv2d: Any) -> None:
     with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
-        conv2d_by_matmul(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 3, 3))
+        conv2d(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 3, 3))
 
 
 POOLS: list[dict[str, Any]] = [

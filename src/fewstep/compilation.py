@@ -74,21 +74,36 @@ def _traced(function: Function, examples: Sequence[Tensor]) -> fx.GraphModule:
 @contextmanager
 def _quicker() -> Iterator[None]:
     """Spare Inductor what takes up to half of its time: where it asks, PyTorch 2.13 gives the same answers sooner."""
-    from torch._inductor import dtype_propagation, lowering  # noqa: F401  (it completes the table of types)
+    from torch._inductor import cpu_vec_isa, dtype_propagation, lowering  # noqa: F401  (it completes the table of types)
     from torch._inductor.codegen import cpp as module
 
     cpp: Any = module
     types: Any = dtype_propagation.DtypePropagationOpsHandler
+    instructions: Any = cpu_vec_isa.VecISA
     stride, fill = getattr(cpp, "stride_at_vec_range", None), types.__init__
-    if stride is None or types() is not types():  # another version
+    check = getattr(instructions, "check_build", None)
+    if stride is None or check is None or types() is not types():  # another version
         yield
         return
     cpp.stride_at_vec_range = lru_cache(maxsize=None)(partial(_stride, stride))
     types.__init__ = lambda self: None  # one object, filled again at each use
+    instructions.check_build = _once(check)
     try:
         yield
     finally:
-        cpp.stride_at_vec_range, types.__init__ = stride, fill
+        cpp.stride_at_vec_range, types.__init__, instructions.check_build = stride, fill, check
+
+
+def _once(check: Any) -> Any:
+    """Whether a compiler knows a set of instructions: it is asked for the widest first, which stand for the others."""
+    known: list[bool] = []
+
+    def check_widest(instructions: Any, code: str) -> bool:
+        if not any(known):
+            known.append(check(instructions, code))
+        return known[-1]
+
+    return check_widest
 
 
 def _stride(general: Any, index: Any, var: Any, vec_length: int | None = None) -> Any:

@@ -13,14 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def conv2d_channels_last(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`torch.conv2d` with its image and its weight in the channels-last memory format."""
-    if x.dim() != 4:
-        return torch.conv2d(x, weight, *args, **kwargs)
-    form = torch.channels_last
-    return torch.conv2d(x.contiguous(memory_format=form), weight.contiguous(memory_format=form), *args, **kwargs)
-
-
 def conv2d_by_matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
                      dilation: Any = 1, groups: int = 1) -> Tensor:  # fmt: skip
     """`torch.conv2d` by unfolding x [n, c, h, w] into patches [n, oh, ow, kh kw c]; same arguments, same result.

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fewstep.channels_last import conv2d_channels_last
 from fewstep.compilation import compiled
-from fewstep.convolution import conv2d_by_matmul, conv2d_channels_last
+from fewstep.convolution import conv2d_by_matmul
 from fewstep.errors import FallbackWarning, InputError
 from fewstep.pooling import max_pool2d_by_comparison
 
