@@ -10,11 +10,9 @@ for all tasks. Needs `pip install transformers`. With `--size base` it has GPT-2
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -25,9 +23,9 @@ from torch.nn.functional import cross_entropy
 
 import fewstep
 from fewstep.engine import Engine
+from fewstep.footprint import footprint
 
 SHAPES: dict[str, dict[str, Any]] = {"tiny": {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 500}, "base": {}}
-FORGET_PEAK = Path("/proc/self/clear_refs")
 T = TypeVar("T")
 
 
@@ -75,21 +73,11 @@ class Topics(fewstep.data.Episodes):
 
 def measured(part: str, run: Callable[[], T]) -> T:
     """Run it, and print how far the process grew at its highest, where Linux can say so, and its processor time."""
-    if FORGET_PEAK.exists():
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
-        FORGET_PEAK.write_text("5")
-    before, start = resident("VmRSS"), time.process_time()
-    result = run()
-    seconds = time.process_time() - start
-    print(f"{part:48} {resident('VmHWM') - before:8.1f} MiB {seconds:8.2f} s")
-    return result
-
-
-def resident(field: str) -> float:
-    """The size of this process now (VmRSS) or at its highest (VmHWM) in MiB; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:")), 0.0)
+    results: list[T] = []
+    start = time.process_time()
+    grown = footprint(lambda: results.append(run()), torch.device("cpu"))
+    print(f"{part:48} {(grown or 0) / 2**20:8.1f} MiB {time.process_time() - start:8.2f} s")
+    return results[0]
 
 
 def main(

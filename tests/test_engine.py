@@ -19,6 +19,7 @@ from fewstep.convolution import conv2d_by_matmul
 from fewstep.engine import Engine
 from fewstep.errors import FallbackWarning
 from fewstep.pooling import max_pool2d_by_comparison
+from fewstep.updates import SGD
 from fewstep.watch import Watch
 from tests.reference import meta_gradient, relative_error
 
@@ -91,6 +92,74 @@ def test_what_is_compiled_follows_attributes_buffers_and_weights() -> None:
     assert compiled.engine.compile == "step"
 
 
+@pytest.mark.parametrize("compile", ["pieces", "step"])
+def test_another_rule_is_not_taken_for_the_old_one(compile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewstep.engine.compiled", lambda function, tensors: function)
+    model, tasks = nn.Linear(1, 1).double(), ones(3, 1)
+    learner = maml(model, functional.mse_loss, lr=0.1, engine=Engine(compile=compile))
+    learner(tasks)
+    learner.update = SGD(0.01)
+    assert torch.allclose(learner(tasks), maml(model, functional.mse_loss, lr=0.01)(tasks), atol=1e-12)
+
+
+def test_a_function_in_the_place_of_a_dead_one_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewstep.engine.compiled", lambda function, tensors: function)
+    model: Any = nn.Linear(1, 1).double()
+    learner = maml(model, functional.mse_loss, lr=0.1, engine=Engine(compile="step"))
+    known = set()
+    for number in range(20):
+        model.activation = eval(f"lambda x: x + {number}")  # each may be put where the last one was
+        learner(ones(3, 1))
+        known.add(learner.runner._world)
+    assert len(known) == 20
+
+
+def test_a_derivative_that_is_set_later_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewstep.engine.compiled", lambda function, tensors: function)
+
+    class Normed(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.batch_norm(super().forward(x), None, None, None, self.bias, training=True)
+
+    learner = maml(Normed(1, 1), functional.mse_loss, lr=0.1, derivative="none", engine=Engine(compile="pieces"))
+    tasks = Task(*[(torch.randn(2, 3, 1), torch.randn(2, 3, 1)) for _ in range(2)])
+    learner(tasks)
+    learner.derivative = "exact"
+    with pytest.raises(InputError, match="loses second derivatives"):
+        learner(tasks)
+    learner.derivative, learner.engine = "exact", Engine(compile="step")
+    learner.derivative = "finite_difference"
+    with pytest.raises(InputError, match="work step by step"):
+        learner(tasks)
+
+
+def test_a_frozen_start_passes_on_all_derivatives() -> None:
+    """What adapts is frozen after the learner was built: the inner gradient still depends on what is shared."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    tasks = Task(*[(torch.randn(2, 4, 2).double(), torch.randn(2, 4, 1).double()) for _ in range(2)])
+    gradients = []
+    for engine in (Engine(method="loop"), Engine(method="loop", compile="step"), Engine(compile="step")):
+        model.requires_grad_(True)
+        learner = maml(model, functional.mse_loss, lr=0.1, adapt="2.*", engine=engine)
+        model[2].requires_grad_(False)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fewstep.engine.compiled", lambda function, tensors: function)
+            gradients.append(torch.autograd.grad(learner(tasks).sum(), list(model[0].parameters())))
+    for other in gradients[1:]:
+        for mine, own in zip(other, gradients[0], strict=True):
+            torch.testing.assert_close(mine, own, rtol=1e-10, atol=1e-12)
+
+
+def test_a_frozen_tensor_of_another_type_is_refused_once_compiled() -> None:
+    model = Scaled()
+    learner = maml(model, functional.mse_loss, lr=0.1, engine=Engine(compile="step"))
+    learner(ones(3, 1))
+    model.bias.data = model.bias.data.float()
+    with pytest.raises(InputError, match="another type, shape or device than when this was compiled"):
+        learner(ones(3, 1))
+
+
 class Random(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (1 + 0 * random.random())
@@ -140,6 +209,10 @@ def test_watch_sees_closures_globals_partials_and_replaced_tensors(monkeypatch: 
     layer.extra = 1  # type: ignore[assignment]
     seen.append(watch.values())
     del layer.eps
+    seen.append(watch.values())
+    layer.sizes = [1, 2]  # type: ignore[assignment]
+    seen.append(watch.values())
+    layer.sizes = [1, 2]  # type: ignore[assignment]
     seen.append(watch.values())
     assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep import DivergenceError, Engine, Learner, Task, maml
+from fewstep import DivergenceError, Engine, FallbackWarning, Learner, Task, maml
+from fewstep.functional import Tensors
 from fewstep.meta_step import MetaStep
 
 torch.manual_seed(0)
@@ -130,3 +131,97 @@ def test_what_is_not_finite_moves_nothing(engine: Engine, recorded_only: None) -
     assert all(torch.equal(before[name], value) for name, value in learner.state_dict().items())
     for number, moments in optimizer.state_dict()["state"].items():
         assert all(torch.equal(state[number][name], value) for name, value in moments.items())
+
+
+class Rates(nn.Module):
+    """An update rule with a rate that may be trained or not."""
+
+    def __init__(self, trained: bool) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(0.1, dtype=torch.float64), requires_grad=trained)
+
+    def forward(self, theta: Tensors, gradient: Tensors, state: Any, step: int) -> tuple[Tensors, Any]:
+        return {name: value - self.rate * gradient[name] for name, value in theta.items()}, None
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_what_is_frozen_stays_also_where_it_was_frozen_late(chunk: int | None, recorded_only: None) -> None:
+    learners = []
+    for engine in (Engine(), Engine(compile="step", chunk=chunk)):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+        learner = Learner(model, functional.mse_loss, Rates(trained=False), steps=1, engine=engine)
+        step = MetaStep(learner, torch.optim.Adam(learner.parameters()))
+        step(TASKS, 0.1)
+        model[0].requires_grad_(False)
+        frozen = copy.deepcopy(model[0].state_dict())
+        step.optimizer.zero_grad()
+        step(TASKS, 0.1)
+        assert all(torch.equal(frozen[name], value) for name, value in model[0].state_dict().items())
+        assert isinstance(learner.update, Rates)
+        assert learner.update.rate.item() == 0.1
+        learners.append(learner)
+    assert_equal(learners[1], list(learners[0].parameters()))
+
+
+def test_a_change_of_adams_constants_is_seen(recorded_only: None) -> None:
+    results = []
+    for engine in (Engine(), Engine(compile="step")):
+        learner = build()
+        learner.engine = engine
+        optimizer = torch.optim.Adam(learner.parameters())
+        step = MetaStep(learner, optimizer)
+        for options in ({}, {"betas": (0.5, 0.9)}, {"eps": 0.1}, {"weight_decay": 0.1}):
+            optimizer.param_groups[0].update(options)
+            step(TASKS, 0.1)
+        results.append(learner)
+    assert_equal(results[1], list(results[0].parameters()))
+
+
+def test_an_optimizer_of_a_part_trains_that_part_only(recorded_only: None) -> None:
+    learner = build()
+    names = dict(learner.named_parameters())
+    own = [value for name, value in names.items() if name.endswith("bias")]
+    before = {name: value.detach().clone() for name, value in names.items()}
+    MetaStep(learner, torch.optim.Adam(own))(TASKS, 0.1)
+    assert all(torch.equal(before[name], value) != name.endswith("bias") for name, value in names.items())
+
+
+def test_where_compilation_fails_the_step_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(function: Any, tensors: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("fewstep.engine.compiled", fails)
+    learner = build()
+    step = MetaStep(learner, torch.optim.Adam(learner.parameters()))
+    with pytest.warns(FallbackWarning, match="no compiler"):
+        step(TASKS, RATES[0])
+    for rate in RATES[1:]:
+        step(TASKS, rate)
+    assert learner.engine == Engine()
+    assert_equal(learner, by_pytorch(None))
+
+
+class Sharing(nn.Module):
+    """A rule whose rate is the model's own last bias."""
+
+    def __init__(self, rate: nn.Parameter) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, theta: Tensors, gradient: Tensors, state: Any, step: int) -> tuple[Tensors, Any]:
+        return {name: value - self.rate.mean() * gradient[name] for name, value in theta.items()}, None
+
+
+def test_a_parameter_of_model_and_rule_has_both_gradients(recorded_only: None) -> None:
+    learners = []
+    for engine in (Engine(), Engine(compile="step")):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+        update = Sharing(nn.Module.get_parameter(model, "2.bias"))
+        learner = Learner(model, functional.mse_loss, update, steps=1, adapt="~2.bias", engine=engine)
+        step = MetaStep(learner, torch.optim.Adam(learner.parameters()))
+        for rate in RATES:
+            step(TASKS, rate)
+        learners.append(learner)
+    assert_equal(learners[1], list(learners[0].parameters()))

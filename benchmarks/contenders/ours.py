@@ -21,10 +21,8 @@ NEEDS = None
 EAGER: list[dict[str, Any]] = [{}, {"chunk": 4}, {"chunk": 8}]
 TINY: list[dict[str, Any]] = [{"compile": "pieces"}, {"compile": "step"}]
 FEW_STEPS: list[dict[str, Any]] = [{"compile": "step", "chunk": size, "convolution": "matmul"} for size in (2, 1)]
-MANY_STEPS: list[dict[str, Any]] = [
-    {"compile": "pieces", "chunk": 1, "convolution": "matmul"},
-    {"compile": "pieces", "method": "loop", "convolution": "channels_last"},
-]
+MANY_STEPS: list[dict[str, Any]] = [{"compile": "pieces", "chunk": 1, "convolution": "matmul"}]
+LARGE: list[dict[str, Any]] = [{"compile": "pieces", "method": "loop", "convolution": "channels_last"}]
 
 
 def variants(workload: Workload, compiled: bool = False) -> dict[str, dict[str, Any]]:
@@ -34,6 +32,8 @@ def variants(workload: Workload, compiled: bool = False) -> dict[str, dict[str, 
         found = found[:1] if workload.tiny else found
     elif workload.name in ("sinusoid", "transformer"):
         found = TINY
+    elif workload.name.startswith("mini"):
+        found = LARGE
     else:
         found = FEW_STEPS if workload.steps == 1 else MANY_STEPS
     return {str(Engine(**options)): options for options in found}

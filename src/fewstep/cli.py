@@ -46,19 +46,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:  # the process is ours
         keep_freed_memory()
     warnings.showwarning = lambda message, *_: print(f"fewstep: {message}", file=sys.stderr)
+    code: str | int | None = 0
     try:
         with joined(), _the_first_speaks():
             _run(arguments)
     except FewstepError as error:
         print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
         print("fewstep: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # threads of gloo can abort a process that ends in the usual way
+        code = 130
+    except SystemExit as leaving:
+        code = leaving.code
+    if argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(code, int):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)  # threads of gloo can abort a process that ends in the usual way
+    if code:
+        sys.exit(code)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ import torch
 from platformdirs import user_cache_dir
 from torch import Tensor, fx
 
+from fewstep.errors import InputError
+
 Function = Callable[..., tuple[Tensor, ...]]
 
 
@@ -53,11 +55,22 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
         with _quicker(), tracing(TracingContext(mode)):
             run = inductor(graph, inputs, options=options)
 
+    forms = [_form(constant) for constant in constants]
+
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
+        if [_form(constant) for constant in constants] != forms:
+            raise InputError(
+                "a frozen parameter or a buffer has another type, shape or device than when this was compiled; set the "
+                "learner's engine anew: learner.engine = learner.engine"
+            )
         with torch.no_grad():
             return tuple(run(*tensors, *[constant.detach() for constant in constants]))
 
     return call
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device
 
 
 def _traced(function: Function, examples: Sequence[Tensor]) -> fx.GraphModule:

@@ -113,19 +113,26 @@ class _Replacing(TorchFunctionMode):
 
 
 class Runner:
-    """Runs functions of one task over batches of tasks, as an engine says, and keeps what it compiled.
-
-    `world` stands for all that a compiled function depends on besides its tensors, see `watch.py`.
-    """
+    """Runs functions of one task over batches of tasks, as an engine says, and keeps what it compiled."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.world: Any = None
         self._compiled: dict[Any, Function | None] = {}
+        self._last: tuple[Any, Function | None] = (None, None)
+        self._worlds: dict[Any, Any] = {}
+        self._world: Any = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __reduce__(self) -> Any:
         """A copy starts anew: what is remembered here belongs to one model."""
-        return {**self.__dict__, "_compiled": {}}
+        return Runner, (self.engine,)
+
+    def enter(self, world: Any, objects: Any) -> None:
+        """Tell the runner all that a compiled function depends on besides its tensors, see `watch.py`.
+
+        The objects behind it are held as long as the runner is: none other may get the identity of one of them.
+        """
+        self._worlds.setdefault(world, objects)
+        self._world = world
 
     def run(self, key: Any, function: Function, tensors: Sequence[Tensor], stacked: Sequence[bool],
             summed: Sequence[bool] | None = None, *, part: Part = "pieces") -> list[Tensor]:  # fmt: skip
@@ -173,15 +180,18 @@ class Runner:
         """`function(*tensors)`, compiled if the engine compiles such parts, once for each key and form of tensors."""
         if self.engine.compile != part:
             return function(*tensors)
-        # What is the same for all tasks gets the form of what is not.
-        tensors = [t.clone(memory_format=torch.contiguous_format) if 0 in t.stride() else t for t in tensors]
         device = tensors[-1].device
+        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         form = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
-        moment = self.world, torch.is_autocast_enabled(device.type), torch.get_default_dtype()
-        full_key = (key, form, device, moment)
-        if full_key not in self._compiled:
-            self._compiled[full_key] = self._try_to_compile(function, tensors)
-        return (self._compiled[full_key] or function)(*tensors)
+        if any(0 in stride for _, stride, _ in form):  # what is the same for all tasks gets the form of what is not
+            tensors = [t.clone(memory_format=torch.contiguous_format) if 0 in t.stride() else t for t in tensors]
+            form = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
+        full_key = (key, self._world, device, autocast, torch.get_default_dtype(), form)
+        if full_key != self._last[0]:  # to compare takes less than to look up
+            if full_key not in self._compiled:
+                self._compiled[full_key] = self._try_to_compile(function, tensors)
+            self._last = full_key, self._compiled[full_key]
+        return (self._last[1] or function)(*tensors)
 
     def _try_to_compile(self, function: Function, tensors: Sequence[Tensor]) -> Function | None:
         """`function` compiled. Where that fails, a warning, and from then on nothing is compiled."""

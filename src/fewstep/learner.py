@@ -18,7 +18,7 @@ from fewstep.functional import Loss, Objective, Tensors, tensors_by_name
 from fewstep.gradient import inner_gradient, task_loss
 from fewstep.long_loop import Memory, repeatable
 from fewstep.problem import Derivative, Problem
-from fewstep.task import Batch, Task, one_task, task_count
+from fewstep.task import Batch, Task, one_task, quickly_flat, task_count
 from fewstep.unrolled import Unrolled
 from fewstep.updates import Update
 from fewstep.watch import Watch
@@ -79,14 +79,18 @@ class Learner(nn.Module):
 
     @engine.setter
     def engine(self, engine: Engine) -> None:
+        self._check_engine(engine)
+        self.runner = Runner(engine)
+        self._checked: Any = None
+        self._watched = self.update
+        self._watch = Watch([self.objective.module, self.loss, self.update])
+
+    def _check_engine(self, engine: Engine) -> None:
         whole = engine.compile == "step"
         if whole and (self.derivative == "finite_difference" or self.memory != Memory()):
             raise InputError("finite differences, segment and offload work step by step: use compile='pieces'")
         if engine.precision != "full" and self.derivative == "finite_difference":
             raise InputError("finite differences of bfloat16 are noise; use another derivative or precision='full'")
-        self.runner = Runner(engine)
-        self._checked: Any = None
-        self._watch = Watch([self.objective.module, self.loss, self.update])
 
     def forward(self, tasks: Task) -> Tensor:
         """The query loss [B] of each task after adaptation to its support set.
@@ -176,24 +180,31 @@ class Learner(nn.Module):
         """The adapted parameters of one task, without a task axis."""
         return {name: value[task] for name, value in theta.items()} if self.objective.is_stacked(theta) else theta
 
-    def checked(self, tasks: Task) -> AbstractContextManager[None]:
+    def checked(self, tasks: Task) -> AbstractContextManager[Any]:
         """A context for whatever computes with these tasks: `InputError` where that would fail or be wrong.
 
-        What is compiled was checked when it was; as long as nothing has changed since, it is not checked again.
+        What is compiled was checked when it was; as long as nothing has changed since, it is not checked again. The
+        context gives what that goes by, the same object as long as it is equal.
         """
         if self.engine.compile == "no":
             return self._checking(tasks)
-        leaves, form = tree_flatten(tasks)
-        moment = self._watch.values(), form, [(getattr(x, "shape", x), getattr(x, "dtype", x)) for x in leaves]
-        self.runner.world = moment[0]
-        return nullcontext() if moment == self._checked else self._checking(tasks, moment)
+        if self._watched is not self.update:  # another rule: what was compiled has the old one in it
+            self.engine = self.engine
+        leaves, form = quickly_flat(tasks)
+        forms = [(getattr(x, "shape", x), getattr(x, "dtype", x)) for x in leaves]
+        moment = self._watch.values(), self.derivative, form, forms
+        if moment == self._checked:
+            return nullcontext(self._checked)
+        self.runner.enter(moment[0], self._watch.objects())
+        return self._checking(tasks, moment)
 
     @contextmanager
-    def _checking(self, tasks: Task, moment: Any = None) -> Iterator[None]:
+    def _checking(self, tasks: Task, moment: Any = None) -> Iterator[Any]:
         check_tasks(tasks)
+        self._check_engine(self.engine)  # the derivative may have been set since
         exact, batched = self.derivative == "exact", self.engine.method == "vmap"
         with guard(self.objective, tasks, exact=exact, batched=batched):
-            yield
+            yield moment
         self._checked = moment
 
     def _steps(self, steps: int | None) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.errors import DivergenceError
 from fewstep.learner import Learner
-from fewstep.task import Task
+from fewstep.task import Task, quickly_flat
 from fewstep.unrolled import Unrolled
 
 Average = Callable[[Tensor, int], Tensor]
@@ -24,7 +25,7 @@ class MetaStep:
         processes
 
     With an engine that compiles the whole step and takes all tasks at once, the step of a plain Adam is part of the
-    compiled call.
+    compiled call: no parameter has a `grad` then, and hooks on gradients do not run.
 
     >>> import fewstep
     >>> model = torch.nn.Linear(1, 1, bias=False)          # L = (w x - y)^2, so w' = w - 2 alpha x (w x - y)
@@ -40,14 +41,18 @@ class MetaStep:
     def __init__(self, learner: Learner, optimizer: torch.optim.Adam, clip: float | None = None,
                  average: Average | None = None) -> None:  # fmt: skip
         self.learner, self.optimizer, self.clip, self.average = learner, optimizer, clip, average
-        self._is_plain = _is_plain(optimizer, learner)
+        self._about: Any = None  # what the next four hold for
+        self._own: list[Tensor] = []
+        self._trained: list[Tensor] = []
+        self._flags: list[bool] = []
+        self._step: tuple[Any, Callable[..., tuple[Tensor, Tensor]]] | None = None
 
     def __call__(self, tasks: Task, lr: float) -> Tensor:
         """Raises `DivergenceError`, before anything has moved, where the loss or a gradient is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if self._is_one_call(tasks):
-            return self._one_call(tasks, lr)
+        if self._is_one_call(tasks) and (known := self._one_call(tasks, lr)) is not None:
+            return known
         self.optimizer.zero_grad()
         loss = self.backward(tasks)
         if self.average is not None:
@@ -70,30 +75,49 @@ class MetaStep:
             wanted = tuple(i for i in range(len(problem.names)) if tensors[i].requires_grad)
             losses, *gradients = problem.gradient(tensors, wanted, total=True)
         for i, gradient in zip(wanted, gradients, strict=True):
-            tensors[i].grad = gradient / len(losses)
+            before, mean = tensors[i].grad, gradient / len(losses)
+            tensors[i].grad = mean if before is None else before + mean  # a rule may share a parameter with the model
         return losses.mean()
 
     def _is_one_call(self, tasks: Task) -> bool:
         engine = self.learner.engine
-        whole = engine.compile == "step" and engine.method == "vmap" and self._is_plain and self.average is None
-        return whole and (engine.chunk is None or engine.chunk >= tasks.size)
+        whole = engine.compile == "step" and engine.method == "vmap" and self.average is None
+        return whole and (engine.chunk is None or engine.chunk >= tasks.size) and _is_plain(self.optimizer)
 
-    def _one_call(self, tasks: Task, lr: float) -> Tensor:
-        with self.learner.checked(tasks):
-            problem, tensors = self.learner.unrolled(tasks)
-            parameters = tensors[: len(problem.names)]
-            states = [self._moments(parameter) for parameter in parameters]
+    def _one_call(self, tasks: Task, lr: float) -> Tensor | None:
+        """None where the optimizer does not have all that is trained."""
+        with self.learner.checked(tasks) as moment, torch.no_grad():
             group = self.optimizer.param_groups[0]
             beta1, beta2 = group["betas"]
+            constants = (beta1, beta2, group["eps"])
+            about = (moment, self.learner.runner, self.learner.steps, self.clip, constants, [*map(id, group["params"])])
+            # Whatever can be found again is: all of this takes longer than the step of a small model.
+            if about != self._about or self._flags != [parameter.requires_grad for parameter in self._own]:
+                self._record(tasks, about, constants)
+            if self._step is None:
+                return None
+            states = [self._moments(parameter) for parameter in self._trained]
             done = float(states[0]["step"]) + 1
-            rates = parameters[0].new_tensor([lr / (1 - beta1**done), (1 - beta2**done) ** 0.5])
-            mean, square = [[state[key] for state in states] for key in ("exp_avg", "exp_avg_sq")]
-            step = partial(_adam, problem, len(tensors), self.clip, beta1, beta2, group["eps"])
-            key = ("adam", self.clip, problem.key)
-            loss, finite = self.learner.runner.call(key, step, [*tensors, *mean, *square, rates], "step")
+            rates = self._own[0].new_tensor([lr / (1 - beta1**done), (1 - beta2**done) ** 0.5])
+            averages = [state[key] for key in ("exp_avg", "exp_avg_sq") for state in states]
+            tensors = [*self._own, *quickly_flat(tasks)[0], *averages, rates]
+            loss, finite = self.learner.runner.call(*self._step, tensors, "step")
         _check_finite(finite)
         torch._foreach_add_([state["step"] for state in states], 1)
         return loss
+
+    def _record(self, tasks: Task, about: Any, constants: tuple[float, float, float]) -> None:
+        """Find what one call is made of; `_step` is None where it cannot be."""
+        problem, tensors = self.learner.unrolled(tasks)
+        self._own = tensors[: len(problem.names)]
+        self._flags = [parameter.requires_grad for parameter in self._own]
+        wanted = tuple(i for i, is_trained in enumerate(self._flags) if is_trained)
+        self._trained = [self._own[i] for i in wanted]
+        held, once = set(about[-1]), len(set(map(id, self._own))) == len(self._own)
+        whole = once and wanted and all(id(parameter) in held for parameter in self._trained)
+        step = partial(_adam, problem, len(tensors), wanted, self.clip, *constants)
+        self._step = (("adam", wanted, self.clip, constants, problem.key), step) if whole else None
+        self._about = about
 
     def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """Adam's state of a parameter; where there is none yet, as Adam itself starts it."""
@@ -104,16 +128,14 @@ class MetaStep:
         return state
 
 
-def _is_plain(optimizer: torch.optim.Adam, learner: Learner) -> bool:
-    """Whether the optimizer is Adam as in the paper, for all that the learner trains."""
+def _is_plain(optimizer: torch.optim.Adam) -> bool:
+    """Whether the optimizer is Adam as in the paper."""
     if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
         return False
     group = optimizer.param_groups[0]
-    known = {id(parameter) for parameter in group["params"]}
     extras = ("weight_decay", "amsgrad", "maximize", "capturable", "fused", "differentiable")
-    return not any(group[name] for name in extras) and all(
-        id(parameter) in known for parameter in learner.parameters() if parameter.requires_grad
-    )
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return not hooks and not any(group[name] for name in extras)
 
 
 def _check_finite(finite: Tensor) -> None:
@@ -124,29 +146,24 @@ def _check_finite(finite: Tensor) -> None:
         )
 
 
-def _adam(problem: Unrolled, count: int, clip: float | None, beta1: float, beta2: float, eps: float,
-          *inputs: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _adam(problem: Unrolled, count: int, wanted: tuple[int, ...], clip: float | None, beta1: float, beta2: float,
+          eps: float, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The loss and whether all is finite, after `torch.optim.Adam`'s step in place (Kingma and Ba 2015, Algorithm 1).
 
-    inputs : the problem's tensors, `count` of them; the moving averages of gradient and square; and the two numbers
-    lr / (1 - beta1^t) and sqrt(1 - beta2^t)
+    inputs : the problem's tensors, `count` of them; the moving averages of the gradients by those at `wanted`, and of
+        their squares; and the two numbers lr / (1 - beta1^t) and sqrt(1 - beta2^t)
     """
-    tensors, rates = inputs[:count], inputs[-1]
-    parameters = tensors[: len(problem.names)]
-    averages = inputs[count:-1]
-    wanted = tuple(range(len(parameters)))
+    tensors, averages, rates = inputs[:count], inputs[count:-1], inputs[-1]
     losses, *gradients = problem.over_tasks(tensors, wanted)
     loss = losses.mean()
     finite = torch.stack([loss, *[gradient.sum() for gradient in gradients]]).sum().isfinite()
-    for parameter, total, mean, square in zip(
-        parameters, gradients, averages[: len(parameters)], averages[len(parameters) :], strict=True
-    ):
+    for i, total, mean, square in zip(wanted, gradients, averages[: len(wanted)], averages[len(wanted) :], strict=True):
         gradient = total / len(losses)
         if clip is not None:
             gradient = gradient.clamp(-clip, clip)
         new_mean = mean.lerp(gradient, 1 - beta1)
         new_square = beta2 * square + (1 - beta2) * gradient * gradient
-        new = parameter - rates[0] * new_mean / (new_square.sqrt() / rates[1] + eps)
-        for old, value in ((parameter, new), (mean, new_mean), (square, new_square)):
+        new = tensors[i] - rates[0] * new_mean / (new_square.sqrt() / rates[1] + eps)
+        for old, value in ((tensors[i], new), (mean, new_mean), (square, new_square)):
             old.copy_(torch.where(finite, value, old))
     return loss, finite

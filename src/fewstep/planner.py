@@ -119,8 +119,9 @@ def plan(learner: Learner, tasks: Task, *, seconds: float = 120.0, memory: float
             warnings.warn(text, FallbackWarning, stacklevel=2)
     if choice is None:
         raise InputError(_nothing_fits(tried, memory, fixed))
+    device = search.bench.device
     machine = {
-        "device": str(search.bench.device) if search.bench.device.type == "cpu" else torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__,
     }  # fmt: skip
     return Plan(choice.engine, tuple(tried), tasks.size, trial.clock() - start, seconds, memory, machine)

@@ -119,7 +119,7 @@ def _adaptation(run: Run, evaluation: Json) -> Figure | None:
         return None
     _, recipe = recipe_of(run)
     assert isinstance(recipe, SinusoidRecipe)
-    recipe = dataclasses.replace(recipe, method=None, chunk=None, compile=None, device="cpu")
+    recipe = dataclasses.replace(recipe, method=None, chunk=None, compile=None, convolution=None, device="cpu")
     learner = recipe.learner()
     learner.load_state_dict(run.load_weights("best.safetensors"))
     name = ALGORITHMS[recipe.derivative]

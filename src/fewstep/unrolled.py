@@ -60,7 +60,7 @@ class Unrolled:
     @property
     def key(self) -> Any:
         """What tells this function from others of the same learner."""
-        return ("unrolled", self.steps, self.first_order, self.task)
+        return ("unrolled", self.steps, self.first_order, *self.names, self.task)
 
     def gradient(self, tensors: Sequence[Tensor], wanted: tuple[int, ...], *, total: bool = False) -> list[Tensor]:
         """The loss [B] and its gradient by the tensors at `wanted`: of each task, or in total."""
@@ -76,15 +76,16 @@ class Unrolled:
         return lambda *tensors: value_and_gradient(self.runner.engine, self.loss, wanted, tensors)
 
     def _gradient(self, theta: Tensors, shared: Tensors, support: Batch) -> Tensors:
-        names = list(theta)
+        everything = {**theta, **shared}
         if self.first_order:
-            theta, shared = ({name: value.detach() for name, value in part.items()} for part in (theta, shared))
+            everything = {name: value.detach() for name, value in everything.items()}
 
-        def loss(*values: Tensor) -> Tensor:
-            return self._query_loss({**shared, **tensors_by_name(names, values)}, support)
+        def loss(*values: Tensor) -> Tensor:  # of the shared ones too, by which plain autograd sees that it is nested
+            return self._query_loss(tensors_by_name(list(everything), values), support)
 
-        _, *gradient = value_and_gradient(self.runner.engine, loss, tuple(range(len(names))), list(theta.values()))
-        return tensors_by_name(names, gradient)
+        wanted = tuple(range(len(theta)))
+        _, *gradient = value_and_gradient(self.runner.engine, loss, wanted, list(everything.values()))
+        return tensors_by_name(list(theta), gradient)
 
     def _query_loss(self, tensors: Tensors, batch: Batch) -> Tensor:
         with self.runner.engine.numerics(next(iter(tensors.values())).device):

@@ -11,7 +11,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 PLAIN = (bool, int, float, str, type(None))
 
@@ -20,8 +20,8 @@ class Watch:
     """The plain values behind some objects, at any moment.
 
     Watched are attributes of modules and of other callable objects, the closures, defaults and globals that their code
-    names, and which modules, parameters, buffers and functions these are. Not watched are the inside of lists and
-    dicts, and what further functions read.
+    names, and which objects these are, such as modules, parameters, buffers and functions. Not watched are the inside
+    of lists and dicts, and what further functions read.
 
     >>> layer = nn.Dropout(0.5)
     >>> watch = Watch([layer])
@@ -33,11 +33,17 @@ class Watch:
 
     def __init__(self, objects: Sequence[Any]) -> None:
         self._objects = list(objects)
+        self._looks = 0
+        self._look()
+
+    def _look(self) -> None:
+        """Find what there is to watch."""
+        objects, self._looks = self._objects, self._looks + 1
         spaces = [space for item in objects for space in _namespaces(item)]
         # One C call for each namespace: this runs in every step, also where a step takes a fraction of a millisecond.
         self._plain = [(space, getter) for space in spaces if (getter := _getter(space, _is_plain))]
-        self._other = [(space, getter) for space in spaces if (getter := _getter(space, _has_identity))]
-        self._spaces = spaces
+        self._other = [(space, getter) for space in spaces if (getter := _getter(space, _is_not_plain))]
+        self._spaces, self._sizes = spaces, [len(space) for space in spaces]
         self._captured = [function for item in objects for function in _functions(item)]
 
     def __reduce__(self) -> Any:
@@ -46,13 +52,20 @@ class Watch:
 
     def values(self) -> tuple[Any, ...]:
         """Equal to the values of another moment if nothing that is watched has changed since."""
+        if [*map(len, self._spaces)] != self._sizes:  # an attribute has come or gone
+            self._look()
         try:
             plain = tuple([getter(space) for space, getter in self._plain])
             other = tuple([tuple(map(id, getter(space))) for space, getter in self._other])
-        except KeyError:  # an attribute was deleted
-            return (object(),)
+        except KeyError:  # one has come and another one gone
+            self._look()
+            return self.values()
         captured = tuple([_identity(value) for function in self._captured for value in _captured(function)])
-        return plain, other, tuple(map(len, self._spaces)), captured
+        return plain, other, self._looks, captured
+
+    def objects(self) -> list[Any]:
+        """What the values stand for. As long as it is held, no other object has the identity of one of these."""
+        return [[*space.values()] for space in self._spaces] + [_captured(function) for function in self._captured]
 
 
 def _getter(space: Mapping[str, Any], chosen: Any) -> Any:
@@ -65,12 +78,12 @@ def _is_plain(value: Any) -> bool:
     return all(map(_is_plain, value)) if type(value) is tuple else type(value) in PLAIN
 
 
-def _has_identity(value: Any) -> bool:
-    return isinstance(value, Tensor | nn.Module) or callable(value)
+def _is_not_plain(value: Any) -> bool:
+    return not _is_plain(value)
 
 
 def _identity(value: Any) -> Any:
-    return value if _is_plain(value) else id(value) if _has_identity(value) else None
+    return value if _is_plain(value) else id(value)
 
 
 def _namespaces(item: Any) -> Iterator[dict[str, Any]]:
