@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:  # the process is ours
         keep_freed_memory()
     warnings.showwarning = lambda message, *_: print(f"fewstep: {message}", file=sys.stderr)
+    is_rank = argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1
     code: str | int | None = 0
     try:
         with joined(), _the_first_speaks():
@@ -57,8 +58,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("fewstep: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         code = 130
     except SystemExit as leaving:
-        code = leaving.code
-    if argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1 and isinstance(code, int):
+        if not is_rank:
+            raise
+        code = leaving.code or 0
+    if is_rank and isinstance(code, int):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # threads of gloo can abort a process that ends in the usual way
