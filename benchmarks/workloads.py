@@ -172,7 +172,8 @@ def origin(module: str) -> str:
     """How to get the numbers again: command, versions, threads, machine and commit."""
     here = Path(__file__).parent
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True)
-    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    program = ["fewstep"] if sys.argv[1:2] == ["bench"] else ["python", "-m", module]
+    command = shlex.join([*program, *sys.argv[1:]])
     commit = git.stdout.strip() or "unknown"
     return (
         f"{command}\ntorch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, "
