@@ -34,10 +34,10 @@ def _panel(axis: Axes, result: Result) -> None:
     colours = [OURS if entry.family.startswith("fewstep") else THEIRS for entry in entries]
     bars = axis.barh([entry.family for entry in entries], times, color=colours)
     ours = result.ours
-    labels = [
-        f" {time:.3g} ms" + (f", {times_faster(ours, entry):.2g}x" if ours and entry is not ours else "")
-        for time, entry in zip(times, entries, strict=True)
-    ]
+    labels = []
+    for time, entry in zip(times, entries, strict=True):
+        label = f" {time:,.0f} ms" if time > 100 else f" {time:.3g} ms"
+        labels.append(label + (f", {times_faster(ours, entry):.2g}x" if ours and entry is not ours else ""))
     axis.bar_label(bars, labels, fontsize=9)
     axis.set_xlim(0, 1.45 * max(times))
     axis.set_title(f"{result.workload}, {result.tasks} tasks", fontsize=11)
