@@ -197,7 +197,7 @@ def main(
         print(origin("benchmarks.scaling"))
         options = {"what": what, "rounds": rounds, "tasks": tasks, "chunk": chunk, "compiled": compiled}
         start = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
-        call = f"from benchmarks.scaling import main; main(**{options!r})"
+        call = f"import os; from benchmarks.scaling import main; main(**{options!r}); sys.stdout.flush(); os._exit(0)"
         sys.exit(launch([sys.executable, "-c", f"{start}; {call}"], procs))
     engines = [Engine(chunk=chunk), Engine(chunk=chunk, compile="pieces"), Engine(chunk=chunk, compile="step")]
     with joined():
