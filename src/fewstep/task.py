@@ -78,7 +78,7 @@ def task_count(batch: Batch) -> int:
 
 
 def quickly_flat(tasks: Task) -> tuple[list[Any], Any]:
-    """The leaves, and what tells apart tasks that are nested otherwise: ten times as fast for pairs as a tree's own.
+    """The leaves, and what tells apart tasks that are nested otherwise; for pairs without a walk through a tree.
 
     >>> x = torch.zeros(4, 10, 1)
     >>> len(quickly_flat(Task((x, x), (x, x)))[0])
