@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fewstep.errors import FallbackWarning, FewstepError, InputError
-from fewstep.functional import Objective, is_pair
+from fewstep.functional import Objective, Tensors, is_pair
 from fewstep.replay import Moment
 from fewstep.task import Batch, Task, map_tensors, task_count
 
@@ -56,7 +56,10 @@ def check_values_behind(loss: Tensor, tasks: Task) -> None:
         check_values(tasks)
 
 
-def look_once(objective: Objective, tasks: Task, *, exact: bool) -> None:
+OfOne = Callable[[Batch], tuple[Tensors, Batch]]
+
+
+def look_once(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool) -> None:
     """Run the loss of one task once in each mode of the model, to find what would take derivatives away.
 
     A loss may depend on no parameter but those that it is handed. PyTorch loses the derivative of a bias's own
@@ -66,12 +69,10 @@ def look_once(objective: Objective, tasks: Task, *, exact: bool) -> None:
     kind = (exact, *objective.modes())
     if kind in objective.looked_at:
         return
-    batch = map_tensors(lambda leaf: leaf[0].detach(), tasks.support)
-    names = [*objective.adapted, *objective.shared]
-    own = {name: value.detach() for name, value in zip(names, objective.parameters(names), strict=True)}
+    own, batch = of_one(map_tensors(lambda leaf: leaf[0].detach(), tasks.support))
     device = tree_leaves(batch)[0].device
     with torch.enable_grad(), Moment.now(device).again(), _as_differentiated(), _Operators(exact) as seen:
-        loss = objective(own, batch)
+        loss = objective(own, batch, query=False)
     if loss.requires_grad:
         raise InputError(
             "the loss depends on a parameter that is neither the model's nor its own, whose gradient would be lost; "
@@ -122,16 +123,17 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def guard(objective: Objective, tasks: Task, *, exact: bool, batched: bool) -> Iterator[None]:
+def guard(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool, batched: bool) -> Iterator[None]:
     """Refuse what would make gradients wrong, and name the input where it is what made the model or the loss fail.
 
+    of_one : the parameters and the first batch of one task whose support set is given
     exact : whether second derivatives are taken;  batched : whether the tasks go through vmap
     """
     objective.check_structure()
     objective.check_running_statistics()
     written, looked = objective.buffer_versions(), False
     try:
-        look_once(objective, tasks, exact=exact)
+        look_once(objective, tasks, of_one, exact=exact)
         looked = True
         yield
     except FewstepError:

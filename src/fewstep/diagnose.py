@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from fewstep.checks import check_values
 from fewstep.functional import Tensors
 from fewstep.learner import Learner
-from fewstep.task import Batch, Task, map_tensors, task_count
+from fewstep.task import Batch, Task, at_step, map_tensors, task_count
 
 
 def where_not_finite(learner: Learner, tasks: Task) -> str:
@@ -41,7 +41,7 @@ def _first_not_finite(learner: Learner, tasks: Task) -> str:
                 if not torch.isfinite(own).all():
                     return f"after inner step {step} the adapted '{name.removeprefix('model.')}' is not finite"
             for part, batch in tasks._asdict().items():
-                layer = _layer_not_finite(learner, theta, batch)
+                layer = _layer_not_finite(learner, theta, at_step(batch, step, learner.stream and part == "support", 1))
                 if layer is not None:
                     return f"after inner step {step} {layer} is not finite on the {part} set"
     trained = {name: value for name, value in learner.named_parameters() if value.requires_grad}

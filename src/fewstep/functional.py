@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.errors import InputError
-from fewstep.task import Batch
+from fewstep.normalisation import Policy, Statistics, check_policy, keep_still, normalised
+from fewstep.task import Batch, Joint, Task
 
 Loss = Callable[..., Tensor]
 Tensors = dict[str, Tensor]
+
+
+class Place(NamedTuple):
+    """Where in adaptation a loss is taken: after how many inner steps, and on the query set or the support set."""
+
+    step: int
+    query: bool
 
 
 class Objective:
     """The loss of `model` on one task's batch, as a function of the parameters that are handed in.
 
     loss : `loss(prediction, target)` for `(x, y)` batches, `loss(model, batch)` for any other; returns one number.
+    inner_loss : the same for the support set, where it is another one
     adapt : name patterns of the parameters that the inner loop changes, see `matching`.
+    normalisation : by which statistics batch norm normalises, see `fewstep.normalisation`; None leaves it to the model
     `adapted` and `shared` name the parameters; those with `requires_grad=False` are in neither and stay constant.
+    `per_step` holds shared parameters that have a value for each inner step, [steps, ...], in place of the model's.
     """
 
-    def __init__(self, model: nn.Module, loss: Loss, adapt: str | Sequence[str] = "*") -> None:
+    def __init__(self, model: nn.Module, loss: Loss, adapt: str | Sequence[str] = "*", *,
+                 inner_loss: Loss | None = None, normalisation: Policy | None = None) -> None:  # fmt: skip
         if not isinstance(model, nn.Module):
             raise InputError(f"the model must be a torch.nn.Module, but a {type(model).__name__} came")
         if hasattr(model, "_orig_mod"):
@@ -34,14 +47,16 @@ class Objective:
                 "the model was compiled by torch.compile, which cannot be differentiated twice; "
                 "hand in the module itself and compile the learner: maml(..., engine=Engine(compile='pieces'))"
             )
-        if not callable(loss):
+        if not callable(loss) or not callable(inner_loss or loss):
             raise InputError(f"the loss must be callable, but a {type(loss).__name__} came")
         self.model = model
-        self.module = _LossOf(model, loss)
+        self.module = _LossOf(model, loss, inner_loss)
         own = [name for name, value in self.module.named_parameters() if value.requires_grad]
         trainable = [name.removeprefix("model.") for name in own if name.startswith("model.")]
         self.adapted = [f"model.{name}" for name in matching(trainable, adapt)]
-        self.shared = [name for name in own if name not in set(self.adapted)]
+        self._shared = [name for name in own if name not in set(self.adapted)]
+        self.per_step: dict[str, nn.Parameter] = {}
+        self.shifts: Mapping[int, Tensor] = {}  # added to the parameters of these identities, see `Sharpness`
         # Looking names up in a module is slow, and its structure does not change: remember who owns what.
         self._parameters = _owners(self.module, own)
         self._buffers = _owners(self.module, [name for name, _ in self.module.named_buffers()])
@@ -49,26 +64,75 @@ class Objective:
         self.looked_at: set[tuple[bool, ...]] = set()  # see `checks.look_once`
         self.math_attention = False  # see `checks.look_once`
         self._norms = [(name, m) for name, m in model.named_modules() if getattr(m, "running_mean", None) is not None]
+        self.normalisation = normalisation
+
+    @property
+    def normalisation(self) -> Policy | None:
+        """By which statistics batch norm normalises; may be set anew at any time."""
+        return self.module.normalisation
+
+    @normalisation.setter
+    def normalisation(self, policy: Policy | None) -> None:
+        self.module.normalisation = check_policy(policy)
+        keep_still(self.model, policy)
         self.check_running_statistics()
 
+    @property
+    def shared(self) -> list[str]:
+        """What all tasks have in common: the parameters that do not adapt, and measured statistics that are used."""
+        return [*self._shared, *(f"statistics.{name}" for name in self.module.statistics.names(self.normalisation))]
+
     def parameters(self, names: Sequence[str]) -> list[Tensor]:
-        """The module's own trainable tensors of these names."""
-        return [getattr(*self._parameters[name]) for name in names]
+        """The tensors of these names, as they are meta-learned: with an axis of steps where there is one for each."""
+        own = [self._own(name) for name in names]
+        return [value + self.shifts[id(value)] if id(value) in self.shifts else value for value in own]
+
+    def _own(self, name: str) -> Tensor:
+        if name in self.per_step:
+            return self.per_step[name]
+        if name.startswith("statistics."):
+            return self.module.statistics.get_buffer(name.removeprefix("statistics."))
+        value: Tensor = getattr(*self._parameters[name])
+        return value
+
+    def at(self, place: Place, tensors: Tensors) -> Tensors:
+        """`tensors` as they are used at this place: of what has an axis of steps one entry, beyond its end the last."""
+        return {name: self._entry(place, name, value) for name, value in tensors.items()}
+
+    def _entry(self, place: Place, name: str, value: Tensor) -> Tensor:
+        if name in self.per_step:  # the query set goes by what the last step went by (Antoniou et al. 2019)
+            return value[min(max(place.step - place.query, 0), len(value) - 1)]
+        return value[min(place.step, len(value) - 1)] if name.startswith("statistics.") else value
+
+    def give_each_step(self, patterns: str | Sequence[str], steps: int) -> None:
+        """Give the shared parameters of these patterns a value of their own for each of `steps` inner steps."""
+        names = [name.removeprefix("model.") for name in self._shared]
+        for name in matching(names, patterns, "shared parameter") if patterns else ():
+            own = self._own(f"model.{name}").detach()
+            self.per_step[f"model.{name}"] = nn.Parameter(own.repeat(steps, *[1] * own.dim()))
 
     def buffers(self) -> Tensors:
         """The module's own buffers."""
         return {name: getattr(*owner) for name, owner in self._buffers.items()}
 
-    def __call__(self, tensors: Tensors, batch: Batch) -> Tensor:
-        """The loss of one task: a scalar."""
-        return self.outputs(tensors, batch)[0]
+    def query_of(self, tasks: Task) -> Batch:
+        """What the query loss is computed from: with the statistics of the support set, that set as well."""
+        if self.normalisation != "support":
+            return tasks.query
+        if not is_pair(tasks.query) or not all(isinstance(part, Tensor) for part in (*tasks.support, *tasks.query)):
+            raise InputError("normalising by support statistics needs (x, y) batches of tensors")
+        return Joint(tasks.support[0], *tasks.query)
 
-    def outputs(self, tensors: Tensors, batch: Batch) -> tuple[Tensor, Any]:
+    def __call__(self, tensors: Tensors, batch: Batch, *, query: bool = True) -> Tensor:
+        """The loss of one task: a scalar. query : it is the query set's, else the support set's"""
+        return self.outputs(tensors, batch, query=query)[0]
+
+    def outputs(self, tensors: Tensors, batch: Batch, *, query: bool = True) -> tuple[Tensor, Any]:
         """The loss of one task and, for an `(x, y)` batch, the model's prediction (else None)."""
         # Buffers are handed in too, so that a module that replaces one does not keep what it wrote.
         everything = {**self.buffers(), **tensors}
         with sdpa_kernel(SDPBackend.MATH) if self.math_attention else nullcontext():
-            loss, prediction = functional_call(self.module, everything, (batch,))
+            loss, prediction = functional_call(self.module, everything, (batch, query))
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             came = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"the loss must return one floating-point number for a task, but {came} came")
@@ -92,18 +156,22 @@ class Objective:
         name = self.adapted[0]
         return theta[name].dim() > self.parameters([name])[0].dim()
 
-    def in_order(self, theta: Tensors, count: int) -> Tensors:
-        """What an update rule returned, each tensor with its task axis; `InputError` where names or shapes are off."""
+    def in_order(self, theta: Tensors, start: Tensors, count: int) -> Tensors:
+        """What an update rule returned, each tensor with its task axis; `InputError` where names or shapes are off.
+
+        start : theta before the first step, with or without a task axis
+        """
         names = self.adapted
         if set(theta) != set(names):
             raise InputError(f"the update rule must return the tensors {', '.join(names)}, but {', '.join(theta)} came")
         result = {}
-        for name, own in zip(names, self.parameters(names), strict=True):
-            value = theta[name]
-            if value.shape == own.shape:  # left alone at step 0
-                value = value.expand(count, *own.shape)
-            if value.shape != (count, *own.shape):
-                came, expected = tuple(value.shape), (count, *own.shape)
+        stacked = self.is_stacked(start)
+        for name in names:
+            value, own = theta[name], start[name].shape[1:] if stacked else start[name].shape
+            if value.shape == own:  # left alone at step 0
+                value = value.expand(count, *own)
+            if value.shape != (count, *own):
+                came, expected = tuple(value.shape), (count, *own)
                 raise InputError(f"the update rule returned '{name}' with the shape {came} instead of {expected}")
             result[name] = value
         return result
@@ -122,8 +190,9 @@ class Objective:
             if module.training and module.running_mean is not None:
                 raise InputError(
                     f"{type(module).__name__} '{name}' keeps running statistics, which would mix the tasks of an inner "
-                    "loop; call fewstep.use_batch_statistics(model) to normalise by the batch at hand, or put the "
-                    "model in eval mode to keep the statistics that it has"
+                    "loop; normalise by the batch at hand, with Learner(..., normalisation='batch') or "
+                    "fewstep.use_batch_statistics(model), or put the model in eval mode to keep the statistics that it "
+                    "has"
                 )
 
     def check_buffers(self, before: dict[str, int]) -> None:
@@ -142,19 +211,28 @@ class Objective:
 
 
 class _LossOf(nn.Module):
-    """One forward pass from batch to loss, so that one functional call swaps the parameters of both."""
+    """One forward pass from batch to loss, so that one functional call swaps the parameters of all parts."""
 
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, loss: Loss, inner_loss: Loss | None) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
+        self.inner_loss = inner_loss
+        self.statistics = Statistics()
+        self.normalisation: Policy | None = None
 
-    def forward(self, batch: Batch) -> tuple[Any, Any]:
-        if not is_pair(batch):
-            return self.loss(self.model, batch), None
-        x, y = batch
-        prediction = self.model(x)
-        return self.loss(prediction, y), prediction
+    def forward(self, batch: Batch, query: bool) -> tuple[Any, Any]:
+        loss = self.loss if query or self.inner_loss is None else self.inner_loss
+        before = len(batch.before) if isinstance(batch, Joint) else 0
+        with normalised(self.normalisation, self.statistics, before):
+            if before:
+                prediction = self.model(torch.cat([batch.before, batch.x]))[before:]
+                return loss(prediction, batch.y), prediction
+            if not is_pair(batch):
+                return loss(self.model, batch), None
+            x, y = batch
+            prediction = self.model(x)
+            return loss(prediction, y), prediction
 
 
 def is_pair(batch: Batch) -> bool:
@@ -185,27 +263,22 @@ def matching(names: Sequence[str], patterns: str | Sequence[str], what: str = "t
     return [name for name in names if name in chosen]
 
 
+def head_of(model: nn.Module) -> str:
+    """The name of the model's head, its last linear layer. `InputError` where there is none.
+
+    >>> head_of(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    '2'
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        raise InputError(f"the model {type(model).__name__} has no linear layer to be its head; name one with head=...")
+    return names[-1]
+
+
 def _owners(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[nn.Module, str]]:
     """For each dotted name the submodule that holds the tensor, and its name there."""
     parts = {name: name.rpartition(".") for name in names}
     return {name: (module.get_submodule(path), last) for name, (path, _, last) in parts.items()}
-
-
-def use_batch_statistics(model: nn.Module) -> nn.Module:
-    """Make every norm layer of `model` normalise by the batch at hand, in place, and return the model.
-
-    Running statistics are dropped. Evaluation is then transductive: a prediction depends on its batch.
-
-    >>> use_batch_statistics(nn.BatchNorm1d(3)).running_mean is None
-    True
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
-            module.track_running_stats = False
-            module.running_mean = None
-            module.running_var = None
-            module.num_batches_tracked = None
-    return model
 
 
 def tensors_by_name(names: Sequence[str], tensors: Sequence[Tensor]) -> Tensors:

@@ -19,11 +19,10 @@ from torch import Tensor
 
 from fewstep.errors import InputError
 from fewstep.finite_difference import scaled, two_sided
+from fewstep.per_task import Gradients, at_positions, refuse_twice
 from fewstep.problem import Problem
 from fewstep.replay import Moment, no_saved_tensors_hooks
 from fewstep.unrolled import Unrolled
-
-Gradients = tuple[Tensor | None, ...]
 
 
 def inner_gradient(problem: Problem, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -58,7 +57,7 @@ class _InnerGradient(torch.autograd.Function):
     @staticmethod
     @no_saved_tensors_hooks()
     def backward(ctx: Any, c: Tensor | None, *v: Tensor | None) -> Gradients:
-        _refuse_twice()
+        refuse_twice()
         problem: Problem = ctx.problem
         moment, tensors = ctx.moment, ctx.saved_tensors
         if c is None and all(part is None for part in v):
@@ -84,7 +83,7 @@ class _InnerGradient(torch.autograd.Function):
             mean, slope = two_sided(problem, tensors, along, u, wanted, moment)
             each = [scaled(c, m) + s for m, s in zip(mean[1:], slope[1:], strict=True)]
             grads = [part if problem.task_axis[i] else part.sum(0) for i, part in zip(wanted, each, strict=True)]
-        return (None, *_at(wanted, grads, len(tensors)))
+        return (None, *at_positions(wanted, grads, len(tensors)))
 
     @staticmethod
     @no_saved_tensors_hooks()
@@ -117,13 +116,13 @@ class _TaskLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, c: Tensor) -> Gradients:
-        _refuse_twice()
+        refuse_twice()
         axis = ctx.problem.task_axis
         grads = [
             scaled(c, gradient) if axis[i] else torch.tensordot(c, gradient, dims=([0], [0]))
             for i, gradient in zip(ctx.wanted, ctx.saved_tensors, strict=True)
         ]
-        return (None, *_at(ctx.wanted, grads, ctx.count))
+        return (None, *at_positions(ctx.wanted, grads, ctx.count))
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
@@ -135,15 +134,3 @@ class _TaskLoss(torch.autograd.Function):
             if (tangent := tangents[i]) is not None
         ]
         return torch.stack(slopes).sum(0)
-
-
-def _refuse_twice() -> None:
-    """A backward pass with create_graph=True would go on without the derivatives that it is asked to keep."""
-    if torch.is_grad_enabled():
-        raise InputError("a meta-gradient can be differentiated once only; leave out create_graph=True")
-
-
-def _at(positions: Sequence[int], values: Sequence[Tensor], length: int) -> Gradients:
-    """A tuple of `length` with the values at their positions and None elsewhere."""
-    found = dict(zip(positions, values, strict=True))
-    return tuple(found.get(i) for i in range(length))

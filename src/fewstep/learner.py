@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -11,16 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves
 
+from fewstep.adapted import model_with
 from fewstep.checks import check_examples, check_tasks, check_values, check_values_behind, guard
 from fewstep.engine import Engine, Runner
-from fewstep.errors import DivergenceError, InputError
-from fewstep.functional import Loss, Objective, Tensors, tensors_by_name
+from fewstep.errors import InputError
+from fewstep.functional import Loss, Objective, Place, Tensors, tensors_by_name
 from fewstep.gradient import inner_gradient, task_loss
 from fewstep.long_loop import Memory, repeatable
+from fewstep.normalisation import Policy
 from fewstep.problem import Derivative, Problem
-from fewstep.task import Batch, Task, one_task, quickly_flat, task_count
+from fewstep.starts import Known, Start, first
+from fewstep.task import Batch, Task, at_step, map_tensors, one_task, quickly_flat, task_count
 from fewstep.unrolled import Unrolled
-from fewstep.updates import Update
+from fewstep.updates import Update, evaluations
 from fewstep.watch import Watch
 
 T = TypeVar("T")
@@ -36,6 +38,11 @@ class Point(NamedTuple):
     prediction: Tensor | None
 
 
+def last_step(learner: Learner, tasks: Task) -> Tensor:
+    """The outer objective of the paper: the query loss after the last inner step (Algorithm 2, line 10)."""
+    return learner.query_loss(_last(learner.inner_loop(tasks.support, learner.steps)), learner.steps, tasks)
+
+
 class Learner(nn.Module):
     """A model that adapts to a task by a few gradient steps, and that is trained to adapt well.
 
@@ -43,7 +50,14 @@ class Learner(nn.Module):
     update : the rule of an inner step, see `fewstep.updates`
     steps : inner steps in training
     adapt : name patterns of the parameters that adapt; all others are shared by the tasks, and meta-learned too
+    start : where adaptation starts, see `fewstep.starts`; None starts at the meta-parameters themselves
     derivative : of the inner gradient: "exact", "none" (first order) or "finite_difference" (Hessian-free)
+    exact_from : before this `iteration`, which `train` counts, the derivative is "none"
+    outer : the outer objective, `losses [B] = outer(learner, tasks)`
+    normalisation : by which statistics batch norm normalises, see `fewstep.normalisation`; may be set anew at any time
+    inner_loss : the loss on the support set, where it is another one; may have parameters, as any loss
+    per_step : name patterns of shared parameters that have a value of their own for each inner step in training
+    stream : the support set is a sequence of batches [B, batches, ...], one for each inner step
     engine : "vmap" batches the tasks; "loop" takes one by one, for models without batching rules such as RNNs; an
         `Engine` says more: tasks at a time, compilation, precision; `fewstep.plan` finds the fastest
     segment, offload : for long inner loops, what of each step is kept and where, see `fewstep.long_loop.Memory`
@@ -57,7 +71,14 @@ class Learner(nn.Module):
         *,
         steps: int,
         adapt: str | Sequence[str] = "*",
+        start: Start | None = None,
         derivative: Derivative = "exact",
+        exact_from: int = 0,
+        outer: Callable[[Any, Task], Tensor] = last_step,
+        normalisation: Policy | None = None,
+        inner_loss: Loss | None = None,
+        per_step: str | Sequence[str] = (),
+        stream: bool = False,
         engine: Engine | Literal["vmap", "loop"] = "vmap",
         segment: int | Literal["sqrt"] | None = None,
         offload: bool = False,
@@ -65,10 +86,14 @@ class Learner(nn.Module):
         super().__init__()
         if derivative not in get_args(Derivative):
             raise InputError(f"the derivative must be one of {get_args(Derivative)}, but {derivative!r} came")
-        self.objective = Objective(model, loss, adapt)
-        self.model, self.loss, self.update = model, loss, update
+        self.objective = Objective(model, loss, adapt, inner_loss=inner_loss, normalisation=normalisation)
+        self.model, self.loss, self.inner_loss, self.update = model, loss, inner_loss, update
+        self.start, self.outer, self.stream = start, outer, stream
         self.steps = _not_negative(steps)
         self.derivative: Derivative = derivative
+        self.exact_from, self.iteration = exact_from, 0
+        self.objective.give_each_step(per_step, max(steps, 1))
+        self.per_step = nn.ParameterList(self.objective.per_step.values())
         self.memory = Memory(segment, offload)
         self.engine = engine if isinstance(engine, Engine) else Engine(method=engine)
 
@@ -83,47 +108,80 @@ class Learner(nn.Module):
         self.runner = Runner(engine)
         self._checked: Any = None
         self._watched = self.update
-        self._watch = Watch([self.objective.module, self.loss, self.update])
+        self._watch = Watch([self.objective.module, self.loss, self.update, self.start, self.outer])
+
+    @property
+    def unrollable(self) -> bool:
+        """Whether a whole meta-step can be one function of each task, which `compile="step"` asks for."""
+        plain = self.memory == Memory() and self.outer is last_step and not isinstance(self.start, nn.Module)
+        return plain and self.derivative != "finite_difference"
 
     def _check_engine(self, engine: Engine) -> None:
-        whole = engine.compile == "step"
-        if whole and (self.derivative == "finite_difference" or self.memory != Memory()):
-            raise InputError("finite differences, segment and offload work step by step: use compile='pieces'")
+        if engine.compile == "step" and not self.unrollable:
+            raise InputError(
+                "finite differences, segment and offload, and outer objectives other than the last step's work step "
+                "by step: use compile='pieces'"
+            )
         if engine.precision != "full" and self.derivative == "finite_difference":
             raise InputError("finite differences of bfloat16 are noise; use another derivative or precision='full'")
 
+    @property
+    def normalisation(self) -> Policy | None:
+        """By which statistics batch norm normalises."""
+        return self.objective.normalisation
+
+    @normalisation.setter
+    def normalisation(self, policy: Policy | None) -> None:
+        self.objective.normalisation = policy
+
+    def train(self, mode: bool = True) -> Learner:
+        """As for any module; under a policy, norm layers write to no running statistics."""
+        super().train(mode)
+        self.objective.normalisation = self.objective.normalisation
+        return self
+
+    @property
+    def order(self) -> Derivative:
+        """The derivative at the present iteration."""
+        return self.derivative if self.iteration >= self.exact_from else "none"
+
     def forward(self, tasks: Task) -> Tensor:
-        """The query loss [B] of each task after adaptation to its support set.
+        """The outer objective [B] of each task: by default, the query loss after adaptation to its support set.
 
         It can be differentiated once, by every parameter of the learner (Finn et al. 2017, Algorithm 2, line 10).
         """
         with self.checked(tasks):
-            if self.engine.compile == "step":
-                loss = task_loss(*self.unrolled(tasks))
-            else:
-                theta = _last(self.inner_loop(tasks.support, self.steps))
-                loss = task_loss(*self._problem(theta, tasks.query))
+            loss = task_loss(*self.unrolled(tasks)) if self.engine.compile == "step" else self.outer(self, tasks)
         check_values_behind(loss, tasks)
         return loss
 
-    def inner_loop(self, support: Batch, steps: int) -> Iterator[Tensors]:
+    def inner_loop(self, support: Batch, steps: int, theta: Tensors | None = None) -> Iterator[Tensors]:
         """The adapted parameters of each task at the start and after each step (Algorithm 2, lines 4-8).
 
-        At the start they are the meta-parameters themselves; from then on they have a task axis [B, ...].
+        At the start they are `theta`, by default the meta-parameters; from then on they have a task axis [B, ...].
         """
-        theta = tensors_by_name(self.objective.adapted, self.objective.parameters(self.objective.adapted))
+        if theta is None:
+            theta = first(self.start, self.objective, self.runner, at_step(support, 0, self.stream, axis=1))
+        start = theta
         yield theta
         update = repeatable(self.update) if self.memory.segment else self.update
 
         def step(theta: Tensors, state: Any, number: int) -> tuple[Tensors, Any]:
-            _, gradients = inner_gradient(*self._problem(theta, support))  # line 6
-            theta, state = update(theta, tensors_by_name(list(theta), gradients), state, number)  # line 7
-            return self.objective.in_order(theta, len(gradients[0])), state
+            batch, place = at_step(support, number, self.stream, axis=1), Place(number, query=False)
+            for _ in range(evaluations(self.update, number)):
+                _, gradients = inner_gradient(*self.problem(theta, batch, place))  # line 6
+                theta, state = update(theta, tensors_by_name(list(theta), gradients), state, number)  # line 7
+                theta = self.objective.in_order(theta, start, len(gradients[0]))
+            return theta, state
 
         def fixed() -> list[Tensor]:
             return [*self.parameters(), *self.buffers(), *tree_leaves(support)]
 
         yield from self.memory.walk(step, theta, steps, self.objective, fixed)
+
+    def query_loss(self, theta: Tensors, step: int, tasks: Task) -> Tensor:
+        """The query loss [B] at `theta`, which is that after `step` inner steps."""
+        return task_loss(*self.query_problem(theta, step, tasks))
 
     def adapt(self, support: Batch, steps: int | None = None) -> nn.Module:
         """A copy of the model, adapted to one task. `support` has no task axis: `(x [K, ...], y [K])`.
@@ -133,48 +191,55 @@ class Learner(nn.Module):
         support = one_task(support)
         task_count(support)
         check_examples(support, "support")
+        steps = self._steps(steps)
         with torch.no_grad(), self.checked(Task(support, support)):
-            theta = _last(self.inner_loop(support, self._steps(steps)))
-        trainable = {id(value) for value in self.objective.parameters([*theta, *self.objective.shared])}
-        frozen = {id(value): value for value in self.model.parameters() if id(value) not in trainable}
-        adapted = copy.deepcopy(self.model, memo=frozen)  # a frozen base is shared, not copied
-        own = {f"model.{name}": value for name, value in adapted.named_parameters()}
-        for name, value in self.of_task(theta, 0).items():
-            if not torch.isfinite(value).all():
-                check_values(Task(support, support))
-                raise DivergenceError(f"'{name[6:]}' is not finite after adaptation; lower the inner learning rate")
-            own[name].data = value.detach().clone()
-        return adapted
+            theta = _last(self.inner_loop(support, steps))
+        if any(not torch.isfinite(value).all() for value in theta.values()):
+            check_values(Task(support, support))
+        names = self.objective.shared
+        shared = self.objective.at(Place(steps, query=True), tensors_by_name(names, self.objective.parameters(names)))
+        batch = map_tensors(lambda leaf: leaf[0], at_step(support, max(steps - 1, 0), self.stream, axis=1))
+        return model_with(self.objective, {**shared, **self.of_task(theta, 0)}, batch)
 
     @torch.no_grad()
     def path(self, tasks: Task, steps: int | None = None) -> list[Point]:
         """How each task's query set is answered before adaptation and after each of `steps` inner steps."""
         points = []
         with self.checked(tasks):
-            for theta in self.inner_loop(tasks.support, self._steps(steps)):
-                problem, tensors = self._problem(theta, tasks.query)
+            for step, theta in enumerate(self.inner_loop(tasks.support, self._steps(steps))):
+                problem, tensors = self.query_problem(theta, step, tasks)
                 loss, *prediction = problem.evaluate(tensors)
                 check_values_behind(loss, tasks)
                 points.append(Point(loss, prediction[0] if prediction else None))
         return points
 
-    def _problem(self, theta: Tensors, batch: Batch) -> tuple[Problem, list[Tensor]]:
+    def query_problem(self, theta: Tensors, step: int, tasks: Task) -> tuple[Problem, list[Tensor]]:
+        """The query loss at `theta`, and the tensors that it is a function of."""
+        seen = at_step(tasks.support, max(step - 1, 0), self.stream, axis=1)
+        return self.problem(theta, self.objective.query_of(Task(seen, tasks.query)), Place(step, query=True))
+
+    def problem(self, theta: Tensors, batch: Batch, place: Place) -> tuple[Problem, list[Tensor]]:
         """The loss of `batch` at `theta`, and the tensors that it is a function of."""
-        shared = self.objective.parameters(self.objective.shared)
+        names = self.objective.shared
+        shared = self.objective.at(place, tensors_by_name(names, self.objective.parameters(names)))
         leaves, form = tree_flatten(batch)
-        problem = Problem(
-            self.objective, self.runner, self.derivative, self.objective.is_stacked(theta), form, len(leaves)
-        )
-        return problem, [*theta.values(), *shared, *leaves]
+        problem = Problem(self.objective, self.runner, self.order, self.objective.is_stacked(theta), form, len(leaves),
+                          query=place.query)  # fmt: skip
+        return problem, [*theta.values(), *shared.values(), *leaves]
 
     def unrolled(self, tasks: Task) -> tuple[Unrolled, list[Tensor]]:
         """The whole meta-step of each task as one function, and the tensors that it is a function of."""
-        rule = {f"update.{name}": value for name, value in _parameters_of(self.update).items()}
+        own = self.update.named_parameters() if isinstance(self.update, nn.Module) else ()
+        rule = {f"update.{name}": value for name, value in own}
         names = [*self.objective.adapted, *self.objective.shared]
         leaves, form = tree_flatten(tasks)
-        problem = Unrolled(self.objective, self.update, self.runner, self.steps, self.derivative == "none",
-                           [*names, *rule], form, len(leaves))  # fmt: skip
+        problem = Unrolled(self.objective, self.update, self.runner, self.steps, self.order == "none", [*names, *rule],
+                           form, len(leaves), self.start, self.known(tasks), self.stream)  # fmt: skip
         return problem, [*self.objective.parameters(names), *rule.values(), *leaves]
+
+    def known(self, tasks: Task) -> Known:
+        """What the start has to know of all support sets together, such as the number of ways."""
+        return None if self.start is None else self.start.known(at_step(tasks.support, 0, self.stream, axis=1))
 
     def of_task(self, theta: Tensors, task: int) -> Tensors:
         """The adapted parameters of one task, without a task axis."""
@@ -192,7 +257,7 @@ class Learner(nn.Module):
             self.engine = self.engine
         leaves, form = quickly_flat(tasks)
         forms = [(getattr(x, "shape", x), getattr(x, "dtype", x)) for x in leaves]
-        moment = self._watch.values(), self.derivative, form, forms
+        moment = self._watch.values(), self.order, form, forms
         if moment == self._checked:
             return nullcontext(self._checked)
         self.runner.enter(moment[0], self._watch.objects())
@@ -202,18 +267,22 @@ class Learner(nn.Module):
     def _checking(self, tasks: Task, moment: Any = None) -> Iterator[Any]:
         check_tasks(tasks)
         self._check_engine(self.engine)  # the derivative may have been set since
-        exact, batched = self.derivative == "exact", self.engine.method == "vmap"
-        with guard(self.objective, tasks, exact=exact, batched=batched):
+        exact, batched = self.order == "exact", self.engine.method == "vmap"
+        with guard(self.objective, tasks, self._of_one, exact=exact, batched=batched):
             yield moment
         self._checked = moment
 
+    def _of_one(self, support: Batch) -> tuple[Tensors, Batch]:
+        """All parameters at the start, and the first support batch, of one task whose support set is given."""
+        objective, batch = self.objective, at_step(support, 0, self.stream)
+        names = [*objective.adapted, *objective.shared]
+        own = tensors_by_name(names, [value.detach() for value in objective.parameters(names)])
+        if self.start is not None:
+            own |= self.start(objective, own, batch, self.start.known(one_task(batch)))
+        return objective.at(Place(0, query=False), own), batch
+
     def _steps(self, steps: int | None) -> int:
         return self.steps if steps is None else _not_negative(steps)
-
-
-def _parameters_of(update: Update) -> Tensors:
-    """The parameters that an update rule has of its own."""
-    return dict(update.named_parameters()) if isinstance(update, nn.Module) else {}
 
 
 def _not_negative(steps: int) -> int:

@@ -90,7 +90,9 @@ class MetaStep:
             group = self.optimizer.param_groups[0]
             beta1, beta2 = group["betas"]
             constants = (beta1, beta2, group["eps"])
-            about = (moment, self.learner.runner, self.learner.steps, self.clip, constants, [*map(id, group["params"])])
+            known = self.learner.known(tasks)
+            params = [*map(id, group["params"])]
+            about = (moment, self.learner.runner, self.learner.steps, known, self.clip, constants, params)
             # Whatever can be found again is: all of this takes longer than the step of a small model.
             if about != self._about or self._flags != [parameter.requires_grad for parameter in self._own]:
                 self._record(tasks, about, constants)

@@ -25,6 +25,7 @@ class Problem:
     stacked : whether the adapted tensors have a task axis; at the start of adaptation they have none
     all_stacked : whether the shared ones have one too
     batch, leaves : the form of a batch, and how many tensors it has
+    query : whether it is the query set's loss, else the support set's
     """
 
     objective: Objective
@@ -34,6 +35,7 @@ class Problem:
     batch: TreeSpec
     leaves: int
     all_stacked: bool = False
+    query: bool = True
 
     @property
     def theta(self) -> tuple[int, ...]:
@@ -99,20 +101,21 @@ class Problem:
         names = [*self.objective.adapted, *self.objective.shared]
         batch = tree_unflatten(tensors[len(names) :], self.batch)
         with self.runner.engine.numerics(tensors[-1].device):
-            loss, prediction = self.objective.outputs(tensors_by_name(names, tensors[: len(names)]), batch)
+            named = tensors_by_name(names, tensors[: len(names)])
+            loss, prediction = self.objective.outputs(named, batch, query=self.query)
         return (loss, prediction) if isinstance(prediction, Tensor) else (loss,)
 
     # The same over all tasks. The loss comes back as [B].
 
     def gradient(self, tensors: Sequence[Tensor], wanted: tuple[int, ...]) -> list[Tensor]:
         """L [B] and dL/d(wanted) of each task [B, ...]."""
-        key = ("gradient", wanted, self.batch)
+        key = ("gradient", wanted, self.batch, self.query)
         function = partial(self.value_and_gradient, wanted)
         return self.runner.run(key, function, *self._spread(tensors))
 
     def evaluate(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """L [B] and the predictions [B, ...], where there are any."""
-        return self.runner.run(("outputs", self.batch), self.outputs, tensors, self.task_axis)
+        return self.runner.run(("outputs", self.batch, self.query), self.outputs, tensors, self.task_axis)
 
     def product(self, tensors: Sequence[Tensor], along: tuple[int, ...], wanted: tuple[int, ...], c: Tensor,
                 u: Sequence[Tensor], *, per_task: bool) -> list[Tensor]:  # fmt: skip
@@ -124,8 +127,9 @@ class Problem:
         u_axis = [part.dim() > tensors[i].dim() or axis[i] for i, part in zip(along, u, strict=True)]
         spread, spread_axis = self._spread(tensors)
         value, *slopes = self.runner.run(
-            ("product", along, wanted, self.batch), partial(self.directional, along, wanted), [*spread, c, *u],
-            [*spread_axis, True, *u_axis], [False, *(not (per_task or spread_axis[i]) for i in wanted)],
+            ("product", along, wanted, self.batch, self.query), partial(self.directional, along, wanted),
+            [*spread, c, *u], [*spread_axis, True, *u_axis],
+            [False, *(not (per_task or spread_axis[i]) for i in wanted)],
         )  # fmt: skip
         late = [not per_task and spread_axis[i] and not axis[i] for i in wanted]
         return [value, *(slope.sum(0) if is_late else slope for slope, is_late in zip(slopes, late, strict=True))]

@@ -59,7 +59,8 @@ class Search:
         with _Conv2dSeen() as seen:
             self.loop = bench.run(LOOP)
         self.convolutions = ("native", "matmul", "channels_last") if seen.any else ()
-        self.kinds = _kinds(bench.learner.steps, 1 if seen.any else MOST_UNROLLED, fixed.get("compile"))
+        most = (1 if seen.any else MOST_UNROLLED) if bench.learner.unrollable else -1
+        self.kinds = _kinds(bench.learner.steps, most, fixed.get("compile"))
         self.end = start + seconds
         self.eager_end = start + seconds * (EAGER if self.kinds else 1)
         self.agreement = Agreement(bench, self.loop.gradient)

@@ -43,6 +43,14 @@ class Task(NamedTuple):
         return tree_map(lambda leaf: leaf.to(device), self)  # type: ignore[no-any-return]
 
 
+class Joint(NamedTuple):
+    """Query examples, with those before them by which norm layers go: those of the support set."""
+
+    before: Tensor
+    x: Tensor
+    y: Tensor
+
+
 def one_task(batch: Batch) -> Batch:
     """Give the tensors of one task the leading task axis of length 1."""
     check_tensors(batch)
@@ -89,6 +97,17 @@ def quickly_flat(tasks: Task) -> tuple[list[Any], Any]:
         if all([isinstance(leaf, Tensor) for leaf in leaves]):  # noqa: C419  (a generator takes twice as long)
             return leaves, (len(tasks.support), len(tasks.query))
     return tree_flatten(tasks)
+
+
+def at_step(support: Batch, step: int, stream: bool, axis: int = 0) -> Batch:
+    """The batch of an inner step: of a stream, whose tensors have an `axis` of batches, the one whose turn it is.
+
+    >>> at_step((torch.tensor([7.0, 8.0]),), 3, stream=True)
+    (tensor(8.),)
+    """
+    if not stream:
+        return support
+    return tree_map(lambda leaf: leaf.select(axis, step % leaf.shape[axis]), support)
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:

@@ -82,6 +82,7 @@ def train(
         together = _Together(learner, stop)
         meta_step = MetaStep(learner, optimizer, training.clip, together.average if ranks() > 1 else None)
         while step < training.iterations:  # line 2
+            learner.iteration = step
             tasks = episodes[step]  # lines 3, 5, 8
             with _divergence_explained(learner, tasks, step):
                 loss = meta_step(share(tasks), training.lr_at(step))  # lines 4, 6, 7, 9 and 10, by Adam

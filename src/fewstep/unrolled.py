@@ -15,9 +15,10 @@ from torch.func import functional_call
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from fewstep.engine import Function, Runner, value_and_gradient
-from fewstep.functional import Objective, Tensors, tensors_by_name
-from fewstep.task import Batch, Task
-from fewstep.updates import Update
+from fewstep.functional import Objective, Place, Tensors, tensors_by_name
+from fewstep.starts import Known, Start
+from fewstep.task import Batch, Task, at_step
+from fewstep.updates import Update, evaluations
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Unrolled:
     names: Sequence[str]
     task: TreeSpec
     leaves: int
+    start: Start | None = None
+    known: Known = None
+    stream: bool = False
 
     @property
     def task_axis(self) -> list[bool]:
@@ -49,18 +53,24 @@ class Unrolled:
         rule = {name.removeprefix("update."): value for name, value in own.items() if name.startswith("update.")}
         shared = {name: own[name] for name in self.objective.shared}
         theta = {name: own[name] for name in self.objective.adapted}
-        alone, state = theta, None
+        if self.start is not None:
+            theta |= self.start(self.objective, {**shared, **theta}, at_step(task.support, 0, self.stream), self.known)
+        alone, first, state = theta, theta, None
         for step in range(self.steps):
-            gradient = {name: value.unsqueeze(0) for name, value in self._gradient(alone, shared, task.support).items()}
-            theta, state = self._updated(rule, theta, gradient, state, step)
-            theta = self.objective.in_order(theta, 1)
-            alone = {name: value.squeeze(0) for name, value in theta.items()}
-        return self._query_loss({**shared, **alone}, task.query)
+            here = self.objective.at(Place(step, query=False), shared)
+            support = at_step(task.support, step, self.stream)
+            for _ in range(evaluations(self.update, step)):
+                gradient = {n: value.unsqueeze(0) for n, value in self._gradient(alone, here, support).items()}
+                theta, state = self._updated(rule, theta, gradient, state, step)
+                theta = self.objective.in_order(theta, first, 1)
+                alone = {name: value.squeeze(0) for name, value in theta.items()}
+        here = self.objective.at(Place(self.steps, query=True), shared)
+        return self._loss({**here, **alone}, self.objective.query_of(task), query=True)
 
     @property
     def key(self) -> Any:
         """What tells this function from others of the same learner."""
-        return ("unrolled", self.steps, self.first_order, *self.names, self.task)
+        return ("unrolled", self.steps, self.first_order, *self.names, self.task, self.known)
 
     def gradient(self, tensors: Sequence[Tensor], wanted: tuple[int, ...], *, total: bool = False) -> list[Tensor]:
         """The loss [B] and its gradient by the tensors at `wanted`: of each task, or in total."""
@@ -81,15 +91,15 @@ class Unrolled:
             everything = {name: value.detach() for name, value in everything.items()}
 
         def loss(*values: Tensor) -> Tensor:  # of the shared ones too, by which plain autograd sees that it is nested
-            return self._query_loss(tensors_by_name(list(everything), values), support)
+            return self._loss(tensors_by_name(list(everything), values), support, query=False)
 
         wanted = tuple(range(len(theta)))
         _, *gradient = value_and_gradient(self.runner.engine, loss, wanted, list(everything.values()))
         return tensors_by_name(list(theta), gradient)
 
-    def _query_loss(self, tensors: Tensors, batch: Batch) -> Tensor:
+    def _loss(self, tensors: Tensors, batch: Batch, *, query: bool) -> Tensor:
         with self.runner.engine.numerics(next(iter(tensors.values())).device):
-            return self.objective(tensors, batch)
+            return self.objective(tensors, batch, query=query)
 
     def _updated(self, rule: Tensors, theta: Tensors, gradient: Tensors, state: Any, step: int) -> tuple[Tensors, Any]:
         if isinstance(self.update, nn.Module):

@@ -1,0 +1,138 @@
+"""Where adaptation starts, if not at the meta-parameters themselves. A start is any object of the form `Start`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from fewstep.engine import Runner
+from fewstep.errors import InputError
+from fewstep.functional import Objective, Place, Tensors, head_of, is_pair, matching, tensors_by_name
+from fewstep.per_task import per_task
+from fewstep.task import Batch
+
+Known = Hashable
+
+
+class Start(Protocol):
+    """For ONE task, the adapted tensors that start elsewhere, by name: `start(objective, tensors, support, known)`.
+
+    tensors : the meta-parameters by name ("model.0.weight", ...);  support : of that task, without a task axis
+    known : what `known(support)` told of all tasks' support sets [B, ...] together; it decides shapes
+    """
+
+    def known(self, support: Batch) -> Known: ...
+
+    def __call__(self, objective: Objective, tensors: Tensors, support: Batch, known: Any) -> Tensors: ...
+
+
+def first(start: Start | None, objective: Objective, runner: Runner, support: Batch) -> Tensors:
+    """Where adaptation starts: the meta-parameters themselves, or [B, ...] what `start` makes of the support sets."""
+    if start is None:
+        return tensors_by_name(objective.adapted, objective.parameters(objective.adapted))
+    names = [*objective.adapted, *objective.shared]
+    own = objective.parameters(names)
+    leaves, form = tree_flatten(support)
+    known = start.known(support)
+
+    def one(*tensors: Tensor) -> tuple[Tensor, ...]:
+        with runner.engine.numerics(tensors[-1].device):
+            named = tensors_by_name(names, tensors[: len(names)])
+            named |= start(objective, named, tree_unflatten(tensors[len(names) :], form), known)
+        return tuple(named[name] for name in objective.adapted)
+
+    axis = [False] * len(names) + [True] * len(leaves)
+    return tensors_by_name(objective.adapted, per_task(runner, ("start", form, known), one, [*own, *leaves], axis))
+
+
+class Zeros:
+    """Parameters that start at zero in every task, whatever value they have in the model (CAVIA's context)."""
+
+    def __init__(self, model: nn.Module, patterns: str | Sequence[str]) -> None:
+        names = [name for name, value in model.named_parameters() if value.requires_grad]
+        self.names = [f"model.{name}" for name in matching(names, patterns)]
+
+    def known(self, support: Batch) -> Known:
+        return None
+
+    def __call__(self, objective: Objective, tensors: Tensors, support: Batch, known: Any) -> Tensors:
+        return {name: torch.zeros_like(tensors[name]) for name in self.names}
+
+
+class _Head:
+    """What starts of a linear head have in common: its name, and the number of ways, read from the labels."""
+
+    def __init__(self, model: nn.Module, head: str | None = None) -> None:
+        self.head = head_of(model) if head is None else head
+        module = dict(model.named_modules()).get(self.head)
+        if not isinstance(module, nn.Linear):
+            raise InputError(f"the head must be a linear layer, but {self.head!r} names a {type(module).__name__}")
+        self.weight, self.bias = f"model.{self.head}.weight", f"model.{self.head}.bias"
+        self.has_bias = module.bias is not None
+
+    def known(self, support: Batch) -> Known:
+        """The number of ways N: labels run from 0 to N - 1 in every task."""
+        y = support[1] if is_pair(support) else None
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.numel() == 0:
+            raise InputError("this start of the head needs (x, y) batches with integer labels from 0 to ways - 1")
+        ways = int(y.max()) + 1
+        if int(y.min()) < 0 or any(len(labels.unique()) != ways for labels in y):
+            raise InputError(f"every class 0..{ways - 1} needs an example in the support set of every task")
+        return ways
+
+
+class SharedVector(_Head):
+    """One vector for all classes: each row of the head starts at the mean of its rows (UNICORN-MAML)."""
+
+    def __call__(self, objective: Objective, tensors: Tensors, support: Batch, known: Any) -> Tensors:
+        found = {self.weight: tensors[self.weight].mean(0).expand(known, -1)}
+        return found | ({self.bias: tensors[self.bias].mean().expand(known)} if self.has_bias else {})
+
+
+class Prototypes(_Head):
+    """The head that answers as the nearest class mean does: w_k = 2 c_k, b_k = -|c_k|^2 (Triantafillou et al. 2020).
+
+    c_k is the mean of the support features of class k, what the head's input is for them; gradients flow through it.
+    """
+
+    def __init__(self, model: nn.Module, head: str | None = None) -> None:
+        super().__init__(model, head)
+        if not self.has_bias:
+            raise InputError(f"prototypes need a head with a bias, but {self.head!r} has none")
+
+    def __call__(self, objective: Objective, tensors: Tensors, support: Batch, known: Any) -> Tensors:
+        features = inputs_of(self.head, objective, objective.at(Place(0, query=False), tensors), support)
+        features = features.to(tensors[self.weight].dtype)  # autocast may have lowered it
+        one_hot = functional.one_hot(support[1].flatten(), known).to(features.dtype)
+        means = one_hot.T @ features / one_hot.sum(0).unsqueeze(1)
+        return {self.weight: 2 * means, self.bias: -means.square().sum(1)}
+
+
+class _FoundError(Exception):
+    """Carries what a layer was given out of a forward pass that need not go on."""
+
+
+def inputs_of(layer: str, objective: Objective, tensors: Tensors, batch: Batch) -> Tensor:
+    """What the model's layer of this name is given for one task's batch, [examples, features]."""
+    found: list[Tensor] = []
+
+    def look(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0])
+        raise _FoundError
+
+    handle = objective.model.get_submodule(layer).register_forward_pre_hook(look)
+    try:
+        functional_call(objective.module, {**objective.buffers(), **tensors}, (batch, False))
+    except _FoundError:
+        pass
+    finally:
+        handle.remove()
+    if not found:
+        raise InputError(f"the layer {layer!r} was not called in the model's forward pass")
+    return found[0]
