@@ -6,9 +6,9 @@ from fewstep import data, losses, models
 from fewstep.algorithms import fomaml, hf_maml, maml
 from fewstep.engine import Engine
 from fewstep.errors import DivergenceError, FallbackWarning, FewstepError, InputError
-from fewstep.normalisation import use_batch_statistics
 from fewstep.learner import Learner, Point
 from fewstep.meta_step import MetaStep
+from fewstep.normalisation import use_batch_statistics
 from fewstep.planner import Plan, plan
 from fewstep.task import Task
 
