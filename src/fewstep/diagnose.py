@@ -35,6 +35,19 @@ def _first_not_finite(learner: Learner, tasks: Task) -> str:
         if not torch.isfinite(value).all():
             return f"the meta-parameter '{name}' is not finite"
     check_values(tasks)
+    if isinstance(learner, Learner):  # others, such as metric learners, have no inner loop to look along
+        found = _along_the_inner_loop(learner, tasks)
+        if found is not None:
+            return found
+    trained = {name: value for name, value in learner.named_parameters() if value.requires_grad}
+    gradients = torch.autograd.grad(learner(tasks).mean(), list(trained.values()), allow_unused=True)
+    for name, gradient in zip(trained, gradients, strict=True):
+        if gradient is not None and not torch.isfinite(gradient).all():
+            return f"the meta-gradient of '{name}' is not finite"
+    return "the loss is not finite"
+
+
+def _along_the_inner_loop(learner: Learner, tasks: Task) -> str | None:
     with torch.no_grad():
         for step, theta in enumerate(learner.inner_loop(tasks.support, learner.steps)):
             for name, own in theta.items():
@@ -44,12 +57,7 @@ def _first_not_finite(learner: Learner, tasks: Task) -> str:
                 layer = _layer_not_finite(learner, theta, at_step(batch, step, learner.stream and part == "support", 1))
                 if layer is not None:
                     return f"after inner step {step} {layer} is not finite on the {part} set"
-    trained = {name: value for name, value in learner.named_parameters() if value.requires_grad}
-    gradients = torch.autograd.grad(learner(tasks).mean(), list(trained.values()), allow_unused=True)
-    for name, gradient in zip(trained, gradients, strict=True):
-        if gradient is not None and not torch.isfinite(gradient).all():
-            return f"the meta-gradient of '{name}' is not finite"
-    return "the loss is not finite"
+    return None
 
 
 def _layer_not_finite(learner: Learner, theta: Tensors, batch: Batch) -> str | None:

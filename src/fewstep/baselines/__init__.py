@@ -1,7 +1,27 @@
-"""What meta-learning has to beat: the same net trained without it and fine-tuned with the same budget."""
+"""What meta-learning has to beat: nets trained without it and fine-tuned, and learners that compare features."""
 
 from fewstep.baselines.contender import Baseline, Contender, contend
+from fewstep.baselines.finetune import features_of, fine_tune_all, fine_tune_head, linear_probe
+from fewstep.baselines.matching import MatchingNet
+from fewstep.baselines.metric import MetricLearner
 from fewstep.baselines.multitask import average_of_tasks
+from fewstep.baselines.nearest import NearestNeighbour
 from fewstep.baselines.pretrain import pretrain_on_classes, pretrain_on_tasks
+from fewstep.baselines.protonet import ProtoNet
 
-__all__ = ["Baseline", "Contender", "average_of_tasks", "contend", "pretrain_on_classes", "pretrain_on_tasks"]
+__all__ = [
+    "Baseline",
+    "Contender",
+    "MatchingNet",
+    "MetricLearner",
+    "NearestNeighbour",
+    "ProtoNet",
+    "average_of_tasks",
+    "contend",
+    "features_of",
+    "fine_tune_all",
+    "fine_tune_head",
+    "linear_probe",
+    "pretrain_on_classes",
+    "pretrain_on_tasks",
+]
