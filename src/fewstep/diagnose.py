@@ -40,7 +40,10 @@ def _first_not_finite(learner: Learner, tasks: Task) -> str:
         if found is not None:
             return found
     trained = {name: value for name, value in learner.named_parameters() if value.requires_grad}
-    gradients = torch.autograd.grad(learner(tasks).mean(), list(trained.values()), allow_unused=True)
+    losses = learner(tasks)
+    if not torch.isfinite(losses).all():
+        return f"the loss of task {int((~torch.isfinite(losses)).nonzero()[0])} is not finite"
+    gradients = torch.autograd.grad(losses.mean(), list(trained.values()), allow_unused=True)
     for name, gradient in zip(trained, gradients, strict=True):
         if gradient is not None and not torch.isfinite(gradient).all():
             return f"the meta-gradient of '{name}' is not finite"

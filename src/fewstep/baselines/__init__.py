@@ -1,7 +1,8 @@
 """What meta-learning has to beat: nets trained without it and fine-tuned, and learners that compare features."""
 
 from fewstep.baselines.contender import Baseline, Contender, contend
-from fewstep.baselines.finetune import features_of, fine_tune_all, fine_tune_head, linear_probe
+from fewstep.baselines.features import features_of
+from fewstep.baselines.finetune import fine_tune_all, fine_tune_head, linear_probe
 from fewstep.baselines.matching import MatchingNet
 from fewstep.baselines.metric import MetricLearner
 from fewstep.baselines.multitask import average_of_tasks

@@ -1,33 +1,17 @@
-"""A trained network as it is: its features, and fine-tuning of its head or of all of it on each task."""
+"""A trained network fine-tuned on each task: a new head, its own head, or all of it."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from fewstep.baselines.features import linear_head
 from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.learner import Learner
 from fewstep.updates import SGD
-
-
-def features_of(model: nn.Module, head: str | None = None) -> nn.Module:
-    """A module that gives what goes into the head of `model` instead of what comes out of it.
-
-    For `NearestNeighbour` on features, or `ProtoNet` on a pre-trained classifier. The parameters are those of `model`
-    itself, the head's among them, which then have no gradient.
-
-    model : x -> anything;  head : name of a submodule; the last `nn.Linear` unless given
-    Raises `InputError` where there is no such submodule, and in the forward pass where the model leaves it out.
-
-    >>> import torch
-    >>> model = nn.Sequential(nn.ReLU(), nn.Linear(2, 5))
-    >>> features_of(model)(torch.tensor([[-1.0, 3.0]]))
-    tensor([[0., 3.]])
-    """
-    return _Features(model, _name_of_head(model, head))
 
 
 def linear_probe(model: nn.Module, loss: Loss, *, ways: int, lr: float, steps: int = 100,
@@ -46,7 +30,7 @@ def linear_probe(model: nn.Module, loss: Loss, *, ways: int, lr: float, steps: i
     >>> probe.adapt((x, y))(torch.tensor([[1.0]]))
     tensor([[ 0.5000, -0.5000]], grad_fn=<AddmmBackward0>)
     """
-    name, old = _linear_head(model, head)
+    name, old = linear_head(model, head)
     if ways < 1:
         raise InputError(f"the number of ways must be at least 1, but {ways} came")
     new = nn.Linear(old.in_features, ways, device=old.weight.device, dtype=old.weight.dtype)
@@ -73,7 +57,7 @@ def fine_tune_head(model: nn.Module, loss: Loss, *, lr: float, steps: int = 10, 
     >>> learner.objective.adapted
     ['model.1.weight', 'model.1.bias']
     """
-    name, _ = _linear_head(model, head)
+    name, _ = linear_head(model, head)
     return Learner(model, loss, SGD(lr), steps=steps, adapt=f"{name}.*" if name else "*", derivative="none", **options)
 
 
@@ -92,40 +76,3 @@ def fine_tune_all(model: nn.Module, loss: Loss, *, lr: float, steps: int = 10, *
     tensor([[0.6400]])
     """
     return Learner(model, loss, SGD(lr), steps=steps, derivative="none", **options)
-
-
-class _Features(nn.Module):
-    def __init__(self, model: nn.Module, head: str) -> None:
-        super().__init__()
-        self.model, self.head = model, head
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: list[Tensor] = []
-        # A hook, rather than a model without its head: what comes after the head may need its output.
-        handle = self.model.get_submodule(self.head).register_forward_pre_hook(lambda _, given: found.append(given[0]))
-        try:
-            self.model(x)
-        finally:
-            handle.remove()
-        if not found:
-            raise InputError(f"the model did not call its head '{self.head}'; name another submodule")
-        return found[-1]
-
-
-def _name_of_head(model: nn.Module, head: str | None) -> str:
-    modules = dict(model.named_modules())
-    if head is None:
-        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise InputError(f"{type(model).__name__} has no nn.Linear to take for its head; name a submodule")
-        return linear[-1]
-    if head not in modules:
-        raise InputError(f"the model has no submodule '{head}'; there are: {', '.join(filter(None, modules))}")
-    return head
-
-
-def _linear_head(model: nn.Module, head: str | None) -> tuple[str, nn.Linear]:
-    name = _name_of_head(model, head)
-    if not isinstance(module := model.get_submodule(name), nn.Linear):
-        raise InputError(f"the head must be an nn.Linear, but '{name}' is a {type(module).__name__}")
-    return name, module

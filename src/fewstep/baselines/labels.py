@@ -12,7 +12,7 @@ from fewstep.task import Batch
 
 def ways_of(support: Batch) -> int:
     """The number of classes in the support sets x [B, N*K, ...], y [B, N*K]; `InputError` where a task lacks one."""
-    _, y = labelled(support, "support")
+    _, y = _labelled(support, "support")
     ways = int(y.max()) + 1
     if int(y.min()) < 0:
         raise InputError(f"support labels must be 0..ways-1, but {int(y.min())} came; relabel the classes")
@@ -28,6 +28,17 @@ def ways_of(support: Batch) -> int:
     return ways
 
 
+def check_query(query: Batch, ways: int) -> None:
+    """Raise `InputError` unless the labels of the query sets x [B, Q, ...], y [B, Q] are integers 0..ways-1."""
+    _, y = _labelled(query, "query")
+    least, most = int(y.min()), int(y.max())
+    if least < 0 or most >= ways:
+        raise InputError(
+            f"query labels run from {least} to {most}, but the support set has the classes 0..{ways - 1}; leave out "
+            "the queries of other classes"
+        )
+
+
 def members(y: Tensor, ways: int) -> Tensor:
     """Which examples belong to which class: y [examples] -> [ways, examples], boolean.
 
@@ -38,8 +49,7 @@ def members(y: Tensor, ways: int) -> Tensor:
     return torch.arange(ways, device=y.device)[:, None] == y
 
 
-def labelled(batch: Batch, name: str) -> tuple[Tensor, Tensor]:
-    """x and y of an `(x, y)` batch; `InputError` unless y holds integers [B, examples]. `name` is said in the message."""
+def _labelled(batch: Batch, name: str) -> tuple[Tensor, Tensor]:
     if not is_pair(batch) or not all(isinstance(part, Tensor) for part in batch):
         raise InputError(f"a metric learner needs batches (x, y) of two tensors, but the {name} set is of another form")
     x, y = batch

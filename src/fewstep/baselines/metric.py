@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
 
-from fewstep.baselines.labels import labelled, ways_of
+from fewstep.baselines.labels import check_query, ways_of
 from fewstep.checks import check_examples, check_tasks, check_values_behind
 from fewstep.engine import Engine
 from fewstep.errors import InputError
@@ -89,12 +89,8 @@ class MetricLearner(nn.Module, ABC):
     def _point(self, tasks: Task) -> Point:
         check_tasks(tasks)
         ways = ways_of(tasks.support)
-        (support, y), (query, target) = tasks.support, labelled(tasks.query, "query")
-        if int(target.max()) >= ways or int(target.min()) < 0:
-            raise InputError(
-                f"query labels run from {int(target.min())} to {int(target.max())}, but the support set has the "
-                f"classes 0..{ways - 1}; leave out the queries of other classes"
-            )
+        check_query(tasks.query, ways)
+        (support, y), (query, target) = tasks
         _check_running_statistics(self.embed)
 
         def one(support: Tensor, y: Tensor, query: Tensor) -> Tensor:
@@ -121,19 +117,6 @@ class _Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.learner.classify(self.support, self.y, self.learner.features(x), self.ways)
-
-
-def squared_distances(left: Tensor, right: Tensor) -> Tensor:
-    """|l_i - r_j|^2 for left [L, F] and right [R, F] -> [L, R].
-
-    Multiplied out, which needs no [L, R, F], around the mean of `right`, without which it would cancel.
-
-    >>> squared_distances(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [1.0, 0.0]]))
-    tensor([[25.,  1.]])
-    """
-    centre = right.mean(0)
-    left, right = left - centre, right - centre
-    return left.square().sum(1)[:, None] + right.square().sum(1) - 2 * left @ right.T
 
 
 def _check_steps(steps: int) -> None:

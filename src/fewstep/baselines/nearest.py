@@ -7,8 +7,9 @@ from math import inf
 import torch
 from torch import Tensor
 
+from fewstep.baselines.distance import squared_distances
 from fewstep.baselines.labels import members
-from fewstep.baselines.metric import MetricLearner, squared_distances
+from fewstep.baselines.metric import MetricLearner
 
 
 class NearestNeighbour(MetricLearner):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from fewstep.baselines.distance import squared_distances
 from fewstep.baselines.labels import members
-from fewstep.baselines.metric import MetricLearner, squared_distances
+from fewstep.baselines.metric import MetricLearner
 
 
 class ProtoNet(MetricLearner):
