@@ -17,7 +17,6 @@ from torch.nn.functional import mse_loss
 from fewstep import FewstepError, InputError, Learner, Task, long_loop
 from fewstep.engine import Engine
 from fewstep.functional import Tensors
-from fewstep.gradient import task_loss
 from fewstep.task import map_tensors
 from fewstep.updates import SGD, Update
 
@@ -116,7 +115,7 @@ def test_every_step_of_the_path_can_be_differentiated(way: dict[str, Any]) -> No
     def gradients(**options: Any) -> list[Tensor]:
         tasks = map_tensors(lambda leaf: leaf.requires_grad_(), draw())
         learner = Learner(build().eval(), mse_loss, SGD(0.05), steps=6, **options)
-        losses = [task_loss(*learner._problem(theta, tasks.query)) for theta in learner.inner_loop(tasks.support, 6)]
+        losses = [learner.query_loss(theta, 6, tasks) for theta in learner.inner_loop(tasks.support, 6)]
         inputs = [*learner.parameters(), *tasks.support, *tasks.query]
         return list(torch.autograd.grad(torch.stack(losses).sum(), inputs))
 
