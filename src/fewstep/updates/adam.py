@@ -20,10 +20,10 @@ class Adam:
         m' = b1 * m + (1 - b1) * g,    m_hat = m' / (1 - b1^t)
         v' = b2 * v + (1 - b2) * g^2,  v_hat = v' / (1 - b2^t),  t = step + 1
 
-    Kingma & Ba 2015, arXiv 1412.6980, Algorithm 1, but for the place of eps. The paper and torch have sqrt(v_hat) + eps,
-    whose derivative at v = 0 is infinite: one dead unit would make the whole meta-gradient NaN. Inside the root it
+    Kingma & Ba 2015, arXiv 1412.6980, Algorithm 1, but for the place of eps. The paper and torch have sqrt(v_hat) +
+    eps, whose derivative at v = 0 is infinite: one dead unit would make the whole meta-gradient NaN. Inside the root it
     is finite everywhere. Both steps agree where |g| is far above eps, and are m_hat / eps where it is far below. There
-    the derivative is 1 / eps, so a larger eps than the optimiser's, such as 1e-3, often gives a calmer meta-gradient.
+    the derivative is alpha / eps: where gradients are that small, only a larger eps keeps the meta-gradient small.
 
     The state is (m, v), each [B, ...] by name.
 

@@ -18,8 +18,8 @@ class MetaCurvature(nn.Module):
 
     Park & Oliva 2019, arXiv 1902.03356. A tensor's gradient is G [C_out, C_in, d]: of a convolution d is the size of
     its kernel. M_o [C_out, C_out], M_i [C_in, C_in] and M_f [d, d] are meta-learned, and start as the identity, so that
-    the rule starts as SGD. A matrix of a linear layer has no M_f, and a vector or a single number has M_o only. They are
-    as large as the sides squared: 10 MB for a linear layer with 1600 inputs.
+    the rule starts as SGD. A linear layer's weight has d = 1 and no M_f, a vector or a single number has M_o only. They
+    are as large as the sides squared: 10 MB for a linear layer with 1600 inputs.
 
     parameters : those that adapt, named as in theta: "model.NAME". Only their names, shapes, dtype and device matter
     lr : alpha, the step size
@@ -28,7 +28,7 @@ class MetaCurvature(nn.Module):
 
     >>> rule = MetaCurvature({"model.w": torch.zeros(2)}, lr=0.1)
     >>> _ = rule.out["model/w"].data.copy_(torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
-    >>> rule({"model.w": torch.zeros(2)}, {"model.w": torch.tensor([[1.0, 3.0]])}, None, 0)[0]["model.w"]
+    >>> rule({"model.w": torch.zeros(2)}, {"model.w": torch.tensor([[1.0, 3.0]])}, None, 0)[0]["model.w"].detach()
     tensor([[-0.3000, -0.2000]])
     """
 
