@@ -116,7 +116,7 @@ def naive_losses(model: nn.Module, rule: Update, tasks: Task, steps: int) -> Ten
             return functional.mse_loss(functional_call(model, alone, (x,)), y)
 
         def gradient(theta: Tensors, x: Tensor = x, y: Tensor = y) -> Tensors:
-            values = torch.autograd.grad(loss(theta, x, y), list(theta.values()), create_graph=True)  # noqa: B023
+            values = torch.autograd.grad(loss(theta, x, y), list(theta.values()), create_graph=True)
             return dict(zip(theta, values, strict=True))
 
         theta = walk(rule, {name: value.unsqueeze(0) for name, value in named(model).items()}, gradient, steps)
@@ -279,7 +279,7 @@ def test_rates_of_a_step_bounds_and_how_a_rate_comes_back() -> None:
     one = {"model.w": torch.ones(1, dtype=torch.float64)}
     rule = LearnedRates(one, 0.1, steps=2, bounds=(0.05, 0.2))
     with torch.no_grad():
-        rule.rates["model/w"].copy_(torch.tensor([0.1, 0.5]))
+        rule.rates["model/w"].copy_(torch.tensor([0.1, 0.5], dtype=torch.float64))
     gradient = {"model.w": torch.ones(1, 1, dtype=torch.float64)}
     results = [rule(one, gradient, None, step)[0]["model.w"] for step in (0, 1, 7)]
     assert [round(value.item(), 9) for value in results] == [0.9, 0.8, 0.8]  # 0.5 is clamped; step 7 is as step 1
@@ -426,7 +426,7 @@ def test_a_name_that_a_rule_was_not_built_for(make: Make) -> None:
     model = model_of()
     learner = Learner(model, functional.mse_loss, make(dict(model.named_parameters())), steps=1)
     with pytest.raises(InputError, match=r"built for the parameters 0.weight, .* but 'model.0.weight' came"):
-        next(iter(learner(tasks_of())))
+        learner(tasks_of())
 
 
 @pytest.mark.parametrize("make", [lambda p: ALFA(p, 0.1), lambda p: Forget(SGD(0.1), p)])

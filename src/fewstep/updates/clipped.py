@@ -16,7 +16,8 @@ class Clipped(Wrapper):
     """g' = g * min(1, c / |g|), or with `value` each element of g between -c and c; `rule` takes g' as the gradient.
 
     |g| is the norm of a task's whole gradient, over all its tensors (Pascanu et al. 2013, arXiv 1211.5063, Algorithm
-    1). Each task is clipped by its own norm. The derivative is that of the formula: also through |g|; 0 for a clipped element.
+    1). Each task is clipped by its own norm. The derivative is that of the formula: through |g| as well, and 0 for a
+    clipped element.
 
     rule : any update rule
     norm, value : c, above 0; one of the two
