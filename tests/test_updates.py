@@ -283,7 +283,7 @@ def test_rates_of_a_step_bounds_and_how_a_rate_comes_back() -> None:
     gradient = {"model.w": torch.ones(1, 1, dtype=torch.float64)}
     results = [rule(one, gradient, None, step)[0]["model.w"] for step in (0, 1, 7)]
     assert [round(value.item(), 9) for value in results] == [0.9, 0.8, 0.8]  # 0.5 is clamped; step 7 is as step 1
-    results[1].sum().backward()
+    torch.autograd.backward(results[1].sum())
     assert rule.rates["model/w"].grad is not None
     assert rule.rates["model/w"].grad.tolist() == [0, -1]  # as if it were not clamped
 

@@ -115,8 +115,7 @@ def check_names(known: Collection[str], theta: Tensors, *, every: bool = False) 
 
 def two_layers(inputs: int, outputs: int, start: float, like: Tensor) -> nn.Sequential:
     """A small network with ReLU, hidden size as its input, that gives `start` for any input before it has learned."""
-    place = {"dtype": like.dtype, "device": like.device}
-    last = nn.Linear(inputs, outputs, **place)
+    first, last = nn.Linear(inputs, inputs), nn.Linear(inputs, outputs)
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, start)
-    return nn.Sequential(nn.Linear(inputs, inputs, **place), nn.ReLU(), last)
+    return nn.Sequential(first, nn.ReLU(), last).to(like)

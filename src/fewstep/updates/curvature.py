@@ -54,7 +54,7 @@ class MetaCurvature(nn.Module):
     def _transformed(self, name: str, gradient: Tensor) -> Tensor:
         """MC(G) of each task's gradient of one tensor."""
         tasks, out = gradient.shape[0], self.out[name].shape[0]
-        value = self.out[name] @ gradient.reshape(tasks, out, -1)
+        value: Tensor = self.out[name] @ gradient.reshape(tasks, out, -1)
         if name in self.into:
             into = self.into[name].shape[0]
             value = self.into[name] @ value.reshape(tasks, out, into, -1)
