@@ -223,15 +223,19 @@ def test_zero_gradients_have_a_finite_derivative(name: str, dtype: torch.dtype) 
 def test_tasks_do_not_mix_and_arguments_are_left_alone(name: str) -> None:
     parameters = named(model_of())
     rule = rule_of(name, parameters)
-    given = [stacked(parameters, seed) for seed in range(6)]
+    given = [stacked(parameters, seed) for seed in range(8)]
     other = copy.deepcopy(given)
     for gradient in other:
         for value in gradient.values():
             value[1] *= 3
 
     def run(gradients: list[Tensors]) -> Tensors:
-        numbers = iter(range(6))
-        return walk(rule, {**parameters}, lambda theta: gradients[next(numbers)], 2 if name in SEVERAL else 3)
+        left = iter(gradients)
+
+        def gradient(theta: Tensors) -> Tensors:  # of theta as well, so that a rule that moves it on the way shows
+            return {key: value * (1 + theta[key]) for key, value in next(left).items()}
+
+        return walk(rule, parameters, gradient, 2 if name in SEVERAL else 3)
 
     before = copy.deepcopy(given)
     first, second = run(given), run(other)
@@ -256,7 +260,7 @@ def test_a_learned_rule_can_be_saved_and_loaded(name: str) -> None:
     fresh.load_state_dict(rule.state_dict())
     assert all(torch.equal(value, result[key]) for key, value in walk(fresh, parameters, lambda _: gradient, 1).items())
     total = torch.stack([value.square().sum() for value in result.values()]).sum()
-    total.backward()
+    torch.autograd.backward(total)
     first = [value for key, value in rule.named_parameters() if "network.0" not in key]
     assert all(value.grad is not None and torch.isfinite(value.grad).all() for value in first)
 
