@@ -124,7 +124,7 @@ def naive_losses(model: nn.Module, rule: Update, tasks: Task, steps: int) -> Ten
     return torch.stack(losses)
 
 
-@pytest.mark.parametrize("name", [name for name in RULES if name not in SEVERAL])
+@pytest.mark.parametrize("name", RULES)
 def test_every_way_of_the_learner_equals_plain_autograd(name: str) -> None:
     model, tasks = model_of(), tasks_of()
     rule = rule_of(name, named(model))
