@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fewstep.engine import Runner
@@ -121,8 +120,10 @@ class Prototypes(_Head):
         self.check(objective)
         features = inputs_of(self.head, objective, objective.at(Place(0, query=False), tensors), support)
         features = features.to(tensors[self.weight].dtype)  # autocast may have lowered it
-        one_hot = functional.one_hot(support[1].flatten(), known).to(features.dtype)
-        means = one_hot.T @ features / one_hot.sum(0).unsqueeze(1)
+        # Not `one_hot`, which looks at values where it is both batched and differentiated.
+        member = torch.arange(known, device=features.device)[:, None] == support[1].flatten()
+        member = member.to(features.dtype)
+        means = member @ features / member.sum(1, keepdim=True)
         return {self.weight: 2 * means, self.bias: -means.square().sum(1)}
 
 
