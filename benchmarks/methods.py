@@ -63,6 +63,8 @@ class Options:
     """Of omniglot and glyphs."""
     iterations: int = 1000
     """Meta-updates of 4 tasks each."""
+    validation: int = 100
+    """Validation episodes, four times in a training."""
     episodes: int = 600
     """Test episodes."""
     at_once: int = 2
@@ -100,7 +102,7 @@ def _run(data: str, method: str, options: Options) -> str:
     kind = "pieces" if options.compiled else "no"
     engine = ["--no-plan", "--compile", kind, "--chunk", "1", "--convolution", "matmul"]
     train = [*DATA[data], "--algorithm", method, *METHODS[method], "--iterations", str(options.iterations),
-             "--check-every", str(max(options.iterations // 4, 1)), "--validation-episodes", "100",
+             "--check-every", str(max(options.iterations // 4, 1)), "--validation-episodes", str(options.validation),
              "--test-steps", "5", "--out", str(folder)]  # fmt: skip
     log = options.out / data / f"{method}.log"
     code, peak = _wait(["train", *train, *([] if options.plan else engine)], log)
