@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from fewstep import data, losses, models
 from fewstep.algorithms import fomaml, hf_maml, maml
+from fewstep.calibrate import calibrate
 from fewstep.engine import Engine
 from fewstep.errors import DivergenceError, FallbackWarning, FewstepError, InputError
 from fewstep.learner import Learner, Point
@@ -25,6 +26,7 @@ __all__ = [
     "Plan",
     "Point",
     "Task",
+    "calibrate",
     "data",
     "fomaml",
     "hf_maml",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import ceil, inf, isfinite, sqrt
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.data.episodes import Episodes
 from fewstep.distributed import on_all_ranks
@@ -122,20 +123,27 @@ def evaluate(
         metric = METRICS[metric]
     if count < 2:
         raise InputError(f"an interval needs at least 2 episodes, but {count} came")
-    modes = [(module, module.training) for module in learner.modules()]
-    learner.eval()
-    try:
+    with in_eval_mode(learner):
         judge = partial(_judge, learner, episodes, metric, steps)
         batches = on_all_ranks(judge, ceil(count / episodes.tasks))
-    finally:
-        for module, mode in modes:
-            module.training = mode
     values = torch.cat(batches, dim=1)[:, :count].double()
     half = 1.96 * values.std(1) / sqrt(count)
     by_step = [
         StepResult(step, *pair) for step, pair in enumerate(zip(values.mean(1).tolist(), half.tolist(), strict=True))
     ]
     return Evaluation(metric.name, by_step, count, dict(protocol or {}), metric.higher_is_better)
+
+
+@contextmanager
+def in_eval_mode(learner: nn.Module) -> Iterator[None]:
+    """Inside, all modules are in eval mode; afterwards each is in its own."""
+    modes = [(module, module.training) for module in learner.modules()]
+    learner.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _judge(learner: Learner, episodes: Episodes, metric: Metric, steps: int, index: int) -> Tensor:
