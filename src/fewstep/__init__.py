@@ -11,11 +11,14 @@ from fewstep.learner import Learner, Point
 from fewstep.meta_step import MetaStep
 from fewstep.normalisation import use_batch_statistics
 from fewstep.planner import Plan, plan
+from fewstep.ragged import masked, pad_tasks
+from fewstep.streams import AlongTheWay
 from fewstep.task import Task
 
 __version__ = version("fewstep")
 
 __all__ = [
+    "AlongTheWay",
     "DivergenceError",
     "Engine",
     "FallbackWarning",
@@ -32,7 +35,9 @@ __all__ = [
     "hf_maml",
     "losses",
     "maml",
+    "masked",
     "models",
+    "pad_tasks",
     "plan",
     "use_batch_statistics",
 ]
