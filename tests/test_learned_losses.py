@@ -86,7 +86,10 @@ def test_a_learned_inner_loss(engine: Engine) -> None:
     assert relative_error(meta_gradient(mine, own), meta_gradient(truth, own)) < TOLERANCE
     learned = list(loss.parameters())
     assert meta_gradient(learner(tasks), learned).norm() > 1e-6
-    assert relative_error(meta_gradient(learner(tasks), learned), meta_gradient(naive(model, tasks, inner), learned)) < TOLERANCE
+    assert (
+        relative_error(meta_gradient(learner(tasks), learned), meta_gradient(naive(model, tasks, inner), learned))
+        < TOLERANCE
+    )
     at_start = learner.path(tasks)[0].loss  # the query set is judged by the plain loss
     prediction = model(tasks.query[0])
     assert relative_error(at_start, (prediction - tasks.query[1]).square().flatten(1).mean(1)) < TOLERANCE

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,9 +19,10 @@ from torch.nn import functional
 
 import fewstep
 from fewstep import Engine, InputError, Learner, Task, models
+from fewstep.cli import main
 from fewstep.data import Episodes
 from fewstep.models.layers import OffsetNorm
-from fewstep.normalisation import Policy
+from fewstep.normalisation import MEANINGS, Policy
 from tests.reference import meta_gradient, relative_error
 
 TOLERANCE = 1e-9
@@ -131,7 +134,11 @@ class Naive:
 
     def __init__(self, model: nn.Module, policy: str, known: Any = None) -> None:
         # A twin whose layers write to running statistics of their own; parameters are the model's.
-        self.model, self.policy, self.known = copy.deepcopy(model, {id(p): p for p in model.parameters()}), policy, known
+        self.model, self.policy, self.known = (
+            copy.deepcopy(model, {id(p): p for p in model.parameters()}),
+            policy,
+            known,
+        )
 
     def logits(self, theta: dict[str, Tensor], x: Tensor, step: int, support: Tensor | None = None) -> Tensor:
         """`support` : the inputs of the support set, where the query set is asked."""
@@ -160,9 +167,7 @@ class Naive:
         for step in range(STEPS):
             loss = functional.cross_entropy(self.logits(theta, x, step), y)
             grads = torch.autograd.grad(loss, list(theta.values()), create_graph=True, allow_unused=True)
-            theta = {
-                n: v if g is None else v - LR * g for (n, v), g in zip(theta.items(), grads, strict=True)
-            }
+            theta = {n: v if g is None else v - LR * g for (n, v), g in zip(theta.items(), grads, strict=True)}
             path.append(theta)
         return path
 
@@ -336,7 +341,9 @@ def test_policies_change_on_a_trained_learner() -> None:
         learner(tasks)
     learner.eval()
     known = [[(m.running_mean, m.running_var) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]] * 3
-    assert relative_error(learner(tasks), Naive(model, "running", in_call_order(known, model)).run(tasks)[0]) < TOLERANCE
+    assert (
+        relative_error(learner(tasks), Naive(model, "running", in_call_order(known, model)).run(tasks)[0]) < TOLERANCE
+    )
 
 
 def in_call_order(known: Any, model: nn.Module) -> Any:
@@ -357,7 +364,9 @@ def test_running_statistics_that_the_model_brings_along() -> None:
     layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     learner = learner_of(model, "running")
     known = [[(layer.running_mean, layer.running_var) for layer in layers]] * (STEPS + 1)
-    assert relative_error(learner(tasks), Naive(model, "running", in_call_order(known, model)).run(tasks)[0]) < TOLERANCE
+    assert (
+        relative_error(learner(tasks), Naive(model, "running", in_call_order(known, model)).run(tasks)[0]) < TOLERANCE
+    )
     adapted = learner.adapt(tuple(part[0] for part in tasks.support))
     assert relative_error(adapted(tasks.query[0][0]), predictions(learner, tasks)[-1, 0]) < TOLERANCE
     learner.train()(tasks)
@@ -429,7 +438,7 @@ def test_running_statistics_stay_where_a_task_cannot_be_computed() -> None:
 
 def test_errors() -> None:
     tasks = draw()
-    with pytest.raises(InputError, match="normalisation must be None or one of.*'query' came"):
+    with pytest.raises(InputError, match=r"normalisation must be None or one of.*'query' came"):
         learner_of(build("conv4"), "query")  # type: ignore[arg-type]
     learner = learner_of(build("conv4"), "running")
     with pytest.raises(InputError, match="'query' came"):
@@ -454,9 +463,9 @@ def test_errors() -> None:
     fewstep.calibrate(other, [named], batches=1)  # type: ignore[arg-type]
     other.normalisation = "per_step"
     assert other(named).isfinite().all()
+    plain = fewstep.maml(models.mlp(2, 3).double(), functional.cross_entropy, lr=LR)
     with pytest.raises(InputError, match="no batch normalisation"):
-        plain = fewstep.maml(models.mlp(2, 3), functional.cross_entropy, lr=LR)
-        fewstep.calibrate(plain, [Task(*((x.float(), y) for x, y in draw(x=(2,))))], batches=1)  # type: ignore
+        fewstep.calibrate(plain, [draw(x=(2,))], batches=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least 1 batch"):
         fewstep.calibrate(other, [named], batches=0)  # type: ignore[arg-type]
     instance = nn.Sequential(nn.Conv2d(1, 2, 3), nn.InstanceNorm2d(2, track_running_stats=True))
@@ -507,3 +516,25 @@ def test_other_derivatives() -> None:
         own = list(model.parameters())
         error = relative_error(meta_gradient(learner(tasks), own), meta_gradient(exact(tasks), own))
         assert error < (1e-5 if make is fewstep.hf_maml else 1)
+
+
+def test_evaluation_of_a_run_under_each_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = """--no-plan --iterations 2 --check-every 2 --meta-batch 2 --validation-episodes 4 --test-episodes 4
+        --test-steps 2 --pretrain-iterations 2"""
+    main(["train", "glyphs-5way-1shot", *quick.split(), "--network", "mlp", "--out", str(tmp_path)])
+    found = {}
+    for policy in get_args(Policy):
+        options = [] if policy == "batch" else ["--normalisation", policy]
+        main(["evaluate", str(tmp_path), *options])
+        found[policy] = json.loads((tmp_path / "evaluation.json").read_text())
+        entries = [found[policy], *found[policy]["other_protocols"]]
+        judged = [*entries, *(entry for one in entries for entry in one["baselines"].values())]
+        assert len(judged) == 6
+        assert {entry["protocol"]["normalisation"] for entry in judged} == {MEANINGS[policy]}
+    assert MEANINGS["batch"] == "batch statistics (transductive)"
+    assert len({str(entry["other_protocols"][0]["by_step"]) for entry in found.values()}) == 4
+    main(["train", "sinusoid", *quick.split(), "--no-ablations", "--out", str(tmp_path / "sinusoid")])
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path / "sinusoid"), "--normalisation", "support"])
+    assert "no batch normalisation; leave out --normalisation support" in capsys.readouterr().err

@@ -66,10 +66,8 @@ def test_metrics_count_real_examples(metric: str, of: Any) -> None:
     model, tasks = build(outputs=3 if classes else 2), single(classes)
     each, plain = (cross_entropy, functional.cross_entropy) if classes else (squares, functional.mse_loss)
     alone = fewstep.maml(model, plain, lr=0.5, steps=2)
-    expected = torch.stack([
-        torch.cat([METRICS[metric].of(point, one_task(task).query) for task in tasks for point in [alone.path(one_task(task))[step]]])
-        for step in range(3)
-    ])  # fmt: skip
+    each_task = [[METRICS[metric].of(p, one_task(t).query) for p in alone.path(one_task(t))] for t in tasks]
+    expected = torch.stack([torch.cat(column) for column in zip(*each_task, strict=True)])
 
     class Padded:
         tasks = len(SIZES)

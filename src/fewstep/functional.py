@@ -241,7 +241,7 @@ class _LossOf(nn.Module):
                 return loss(prediction, batch.y), prediction
         with normalised(self.normalisation, self.statistics, self.layers):
             if not is_pair(batch):
-                result = loss(self.model, batch)
+                result: Any = loss(self.model, batch)
                 return result if isinstance(result, tuple) else (result, None)
             x, y = batch
             prediction = self.model(x)

@@ -216,7 +216,8 @@ def _by_first(before: int, total: int, x: Tensor, mean: Any, variance: Any, weig
             f"normalising by support statistics needs the {total} examples of support and query set as the first axis "
             f"of what is normalised, but {tuple(x.shape)} came; use another normalisation"
         )
-    return _scaled(x, *_moments(x[: before * rows]), weight, bias, eps)
+    mean, variance = _moments(x[: before * rows])
+    return _scaled(x, mean, variance, weight, bias, eps)
 
 
 def _by_statistics(policy: Policy, known: tuple[Tensor, Tensor] | None, x: Tensor, mean: Any, variance: Any,
@@ -226,7 +227,8 @@ def _by_statistics(policy: Policy, known: tuple[Tensor, Tensor] | None, x: Tenso
             f"the normalisation {policy!r} has no statistics to go by; measure them with "
             "fewstep.calibrate(learner, episodes)"
         )
-    return _scaled(x, *(known or (mean, variance)), weight, bias, eps)
+    mean, variance = known or (mean, variance)
+    return _scaled(x, mean, variance, weight, bias, eps)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
