@@ -40,9 +40,11 @@ def calibrate(learner: Learner, episodes: Episodes, *, batches: int = 10, steps:
     >>> learner.statistics.mean_0[0], learner.statistics.var_0[0]     # 1 within the tasks, 4 between them
     (tensor([4.]), tensor([5.]))
     """
-    if batches < 1:
-        raise InputError(f"calibration needs at least 1 batch of tasks, but {batches} came")
     steps = learner.steps if steps is None else steps
+    if batches < 1 or steps < 0:
+        raise InputError(
+            f"calibration needs at least 1 batch of tasks and 0 inner steps, but {batches} batches and {steps} steps came"
+        )
     policy, learner.normalisation = learner.normalisation, "batch"
     try:
         with torch.no_grad(), in_eval_mode(learner):
@@ -54,8 +56,10 @@ def calibrate(learner: Learner, episodes: Episodes, *, batches: int = 10, steps:
     average = _Population()
     for point in points:
         average.add_all(point)
-    each = [point.moments() for point in [average, *points]]
-    learner.statistics.set([(torch.stack(m), torch.stack(v)) for m, v in (zip(*p, strict=True) for p in zip(*each))])
+    by_call = zip(*[point.moments() for point in [average, *points]], strict=True)
+    learner.statistics.set(
+        [(torch.stack([m for m, _ in pairs]), torch.stack([v for _, v in pairs])) for pairs in by_call]
+    )
 
 
 class _Population:

@@ -18,8 +18,8 @@ def pad_tasks(tasks: Sequence[Task]) -> Task:
     """One batch of tasks out of single tasks that have different numbers of examples.
 
     tasks : `Task(support=(x [n, ...], y [n, ...]), query=(x [m, ...], y [m, ...]))` each, without a task axis
-    Gives `(x, y, mask)` batches, x [B, most, ...], y [B, most, ...], mask [B, most] (bool), for a `masked` loss. What is
-    filled in repeats a task's first example: values that the model and the loss can take, and that count for nothing.
+    Gives `(x, y, mask)` batches, x [B, most, ...], y [B, most, ...], mask [B, most] (bool), for a `masked` loss. What
+    is filled in repeats a task's first example: values that model and loss can take, and that count for nothing.
     Raises `InputError` where a batch is no pair of tensors, is empty, or has examples of another shape than the others.
 
     >>> one = torch.ones(1, 2), torch.tensor([1.0])
