@@ -18,17 +18,21 @@ from fewstep.algorithms import (
     sharp_maml,
     unicorn_maml,
 )
+from fewstep.calibrate import calibrate
 from fewstep.engine import Engine
 from fewstep.errors import DivergenceError, FallbackWarning, FewstepError, InputError
 from fewstep.learner import Learner, Point
 from fewstep.meta_step import MetaStep
 from fewstep.normalisation import use_batch_statistics
 from fewstep.planner import Plan, plan
+from fewstep.ragged import masked, pad_tasks
+from fewstep.streams import AlongTheWay
 from fewstep.task import Task
 
 __version__ = version("fewstep")
 
 __all__ = [
+    "AlongTheWay",
     "DivergenceError",
     "Engine",
     "FallbackWarning",
@@ -42,15 +46,18 @@ __all__ = [
     "alfa",
     "anil",
     "boil",
+    "calibrate",
     "data",
     "fomaml",
     "hf_maml",
     "l2f",
     "losses",
     "maml",
+    "masked",
     "meta_curvature",
     "meta_sgd",
     "models",
+    "pad_tasks",
     "plan",
     "proto_maml",
     "reptile",

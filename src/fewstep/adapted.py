@@ -22,7 +22,9 @@ def model_with(objective: Objective, values: Tensors, support: Batch) -> nn.Modu
     """
     for name, value in values.items():
         if not torch.isfinite(value).all():
-            raise DivergenceError(f"'{name[6:]}' is not finite after adaptation; lower the inner learning rate")
+            raise DivergenceError(
+                f"'{name.removeprefix('model.')}' is not finite after adaptation; lower the inner learning rate"
+            )
     own = {f"model.{name}": value for name, value in objective.model.named_parameters()}
     kept = {id(value): value for name, value in own.items() if name not in values}
     adapted = copy.deepcopy(objective.model, memo=kept)  # a frozen base is not copied
@@ -40,6 +42,6 @@ def model_with(objective: Objective, values: Tensors, support: Batch) -> nn.Modu
             objective(values, support, query=False)
         statistics.set(found)
         policy = "running"
-    elif found := [values[f"statistics.{name}"] for name in objective.module.statistics.names(policy)]:
-        statistics.set([*zip(found[::2], found[1::2], strict=True)])
+    elif known := [values[f"statistics.{name}"] for name in objective.module.statistics.names(policy)]:
+        statistics.set([*zip(known[::2], known[1::2], strict=True)])
     return Settled(adapted, policy, statistics)

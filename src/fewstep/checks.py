@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from fewstep.errors import FallbackWarning, FewstepError, InputError
 from fewstep.functional import Objective, Tensors, is_pair
+from fewstep.normalisation import Policy, normalised
 from fewstep.replay import Moment
 from fewstep.task import Batch, Task, map_tensors, task_count
 
@@ -66,7 +67,7 @@ def look_once(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool) 
     gradient in fused norms that have a bias and no weight (`tests/test_gradient.py` pins the fault). And fused
     attention has no second derivative: from here on the objective takes the math kernel, which has one.
     """
-    kind = (exact, *objective.modes())
+    kind = (exact, objective.normalisation, *objective.modes())
     if kind in objective.looked_at:
         return
     own, batch = of_one(map_tensors(lambda leaf: leaf[0].detach(), tasks.support))
@@ -160,7 +161,9 @@ def _check_pair(objective: Objective, name: str, batch: Any) -> None:
     """Find out with one task whether the model takes x, and whether y fits what it gives."""
     x, y = batch
     try:
-        prediction = objective.model(x)
+        policy: Policy | None = objective.normalisation and "batch"
+        with normalised(policy, objective.module.statistics, objective.module.layers):
+            prediction = objective.model(x)
     except Exception as error:
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         reason = str(error).splitlines()[0]

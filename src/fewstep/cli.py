@@ -138,11 +138,14 @@ class _Evaluate:
     """Also train (once) and judge the baselines."""
     episodes: int | None = None
     """Test tasks; None takes as many as the recipe says."""
+    normalisation: Literal["batch", "support", "running", "per_step"] = "batch"
+    """By which statistics batch norm goes: those of the batch at hand, transductive as in the paper; of the support
+    set; or of training tasks, overall or for each inner step."""
 
 
 def _evaluate(arguments: list[str]) -> None:
     options = _parsed(_Evaluate, "fewstep evaluate", arguments)
-    evaluation = evaluate_run(options.run, options.weights, options.baselines, options.episodes)
+    evaluation = evaluate_run(options.run, options.weights, options.baselines, options.episodes, options.normalisation)
     console = Console()
     for protocol in (evaluation, *evaluation["other_protocols"]):
         console.print(table({**evaluation, **protocol}))

@@ -6,16 +6,19 @@ import dataclasses
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fewstep.baselines import Contender, contend
+from fewstep.calibrate import calibrate
 from fewstep.data.episodes import Episodes
 from fewstep.distributed import check_processes, from_first, processes_here, share
 from fewstep.engine import Engine
 from fewstep.errors import InputError
 from fewstep.evaluate import evaluate
 from fewstep.learner import Learner
+from fewstep.normalisation import MEANINGS, Policy
 from fewstep.planner import GIB, Plan, plan
 from fewstep.progress import narrate, progress
 from fewstep.recipes import RECIPES, Recipe
@@ -69,9 +72,13 @@ def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episod
 
 
 def evaluate_run(
-    path: Path, weights: str = "best", baselines: bool = True, episodes: int | None = None
-) -> dict[str, Any]:
-    """Judge a run on the test tasks of its recipe, beside the baselines, and write evaluation.json."""
+    path: Path, weights: str = "best", baselines: bool = True, episodes: int | None = None,
+    normalisation: Policy = "batch",
+) -> dict[str, Any]:  # fmt: skip
+    """Judge a run on the test tasks of its recipe, beside the baselines, and write evaluation.json.
+
+    normalisation : by which statistics batch norm goes, in the learner and in the baselines
+    """
     run = Run(path)
     name, recipe = recipe_of(run)
     if episodes is not None:
@@ -81,7 +88,9 @@ def evaluate_run(
     if weights == "best" and not (path / "best.safetensors").exists() and (path / "model.safetensors").exists():
         raise InputError(f"{path} has not been validated yet; train on, or use --weights model")
     run.restore(f"{weights}.safetensors", learner)
-    contenders = contenders_of(recipe, run) if baselines else []
+    policy = _policy_of(recipe, normalisation)
+    _prepare(policy, recipe.episodes("train"), recipe.test_steps, learner)
+    contenders = contenders_of(recipe, run, policy) if baselines else []
     results = []
     for title, tasks in recipe.protocols().items():
         entry = _entry(recipe, learner, tasks, recipe.test_steps)
@@ -105,9 +114,28 @@ def evaluate_run(
     return content
 
 
-def contenders_of(recipe: Recipe, run: Run) -> list[Contender]:
-    """The recipe's baselines: out of the run's folder, or trained and kept there."""
-    validation = recipe.episodes("validation")
+def _policy_of(recipe: Recipe, normalisation: Policy) -> Policy | None:
+    """None for a recipe whose protocol knows no normalisation, where only the default can be asked for."""
+    if "normalisation" in recipe.protocol(recipe.episodes("test")):
+        return normalisation
+    if normalisation != "batch":
+        raise InputError(
+            f"the net of this recipe has no batch normalisation; leave out --normalisation {normalisation}"
+        )
+    return None
+
+
+def _prepare(policy: Policy | None, episodes: Episodes, steps: int, learner: Learner) -> None:
+    """Have a learner judged under a policy, by the statistics of training tasks where it needs any."""
+    learner.normalisation = policy
+    if policy in ("running", "per_step"):
+        narrate(f"measuring {MEANINGS[policy]}")
+        calibrate(learner, episodes, steps=steps)
+
+
+def contenders_of(recipe: Recipe, run: Run, policy: Policy | None = None) -> list[Contender]:
+    """The recipe's baselines under a policy: out of the run's folder, or trained and kept there."""
+    validation, training = recipe.episodes("validation"), recipe.episodes("train")
     return [
         contend(
             baseline,
@@ -117,6 +145,7 @@ def contenders_of(recipe: Recipe, run: Run) -> list[Contender]:
             recipe.metric,
             episodes=recipe.validation_episodes,
             adapt=recipe.adapt,
+            prepare=partial(_prepare, policy, baseline.view(training), baseline.steps),
         )
         for baseline in recipe.baselines()
     ]
@@ -124,6 +153,8 @@ def contenders_of(recipe: Recipe, run: Run) -> list[Contender]:
 
 def _entry(recipe: Recipe, learner: Learner, episodes: Episodes, steps: int) -> dict[str, Any]:
     protocol, count = recipe.protocol(episodes), recipe.test_episodes
+    if learner.normalisation is not None:
+        protocol["normalisation"] = MEANINGS[learner.normalisation]
     return evaluate(learner, episodes, metric=recipe.metric, steps=steps, count=count, protocol=protocol).to_json()
 
 
@@ -158,9 +189,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) ->
     free = FREE_FIELDS - ({"iterations"} if now["schedule"] != "constant" else set())  # the schedule depends on them
     known = {**_plain(RECIPES[now["recipe"]]), **before}  # a run of before a field came has its default
     different = [
-        f"{key} {known[key]!r} (now {value!r})"
-        for key, value in now.items()
-        if known[key] != value and key not in free
+        f"{key} {known[key]!r} (now {value!r})" for key, value in now.items() if known[key] != value and key not in free
     ]
     if different:
         raise InputError(f"{out} holds a run with {', '.join(different)}; give the same options or another --out")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fewstep.checks import check_values
-from fewstep.functional import Tensors
+from fewstep.functional import Place, Tensors
 from fewstep.learner import Learner
 from fewstep.task import Batch, Task, at_step, map_tensors, task_count
 
@@ -57,15 +57,18 @@ def _along_the_inner_loop(learner: Learner, tasks: Task) -> str | None:
                 if not torch.isfinite(own).all():
                     return f"after inner step {step} the adapted '{name.removeprefix('model.')}' is not finite"
             for part, batch in tasks._asdict().items():
-                layer = _layer_not_finite(learner, theta, at_step(batch, step, learner.stream and part == "support", 1))
+                place = Place(step, query=part == "query")
+                own = at_step(batch, step, learner.stream and not place.query, axis=1)
+                layer = _layer_not_finite(learner, theta, own, place)
                 if layer is not None:
                     return f"after inner step {step} {layer} is not finite on the {part} set"
     return None
 
 
-def _layer_not_finite(learner: Learner, theta: Tensors, batch: Batch) -> str | None:
+def _layer_not_finite(learner: Learner, theta: Tensors, batch: Batch, place: Place) -> str | None:
     """The first layer whose output is not finite on any task's batch."""
     found: list[str] = []
+    shared = learner.objective.shared_at(place)
 
     def look(name: str, module: nn.Module, args: Any, output: Any) -> None:
         if not found and any(not torch.isfinite(t).all() for t in tree_leaves(output) if isinstance(t, Tensor)):
@@ -75,7 +78,8 @@ def _layer_not_finite(learner: Learner, theta: Tensors, batch: Batch) -> str | N
     hooks = [module.register_forward_hook(partial(look, name)) for name, module in leaves]
     try:
         for task in range(task_count(batch)):
-            loss = learner.objective(learner.of_task(theta, task), map_tensors(itemgetter(task), batch))
+            own = {**shared, **learner.of_task(theta, task)}
+            loss = learner.objective(own, map_tensors(itemgetter(task), batch), query=place.query)
             if not found and not torch.isfinite(loss):
                 found.append("the loss")
             if found:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import ceil, inf, isfinite, sqrt
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.data.episodes import Episodes
 from fewstep.distributed import on_all_ranks
@@ -18,17 +19,19 @@ from fewstep.learner import Learner, Point
 from fewstep.task import Batch
 
 
-def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
+def accuracy(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """The share of right answers of each task. prediction [B, Q, N], target [B, Q] -> [B]
+
+    mask : [B, Q], which examples count (`fewstep.pad_tasks`); None counts all
 
     >>> accuracy(torch.tensor([[[0.1, 0.9], [0.8, 0.2]]]), torch.tensor([[1, 1]]))
     tensor([0.5000])
     """
-    return (prediction.argmax(-1) == target).float().mean(-1)
+    return _mean((prediction.argmax(-1) == target).float(), mask)
 
 
-def mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """The mean squared error of each task. prediction, target [B, Q, D] -> [B]
+def mse(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The mean squared error of each task. prediction, target [B, Q, D], mask as for `accuracy` -> [B]
 
     >>> mse(torch.zeros(1, 2, 1), torch.tensor([[[1.0], [3.0]]]))
     tensor([5.])
@@ -36,7 +39,13 @@ def mse(prediction: Tensor, target: Tensor) -> Tensor:
     if prediction.shape != target.shape:  # broadcasting would give a wrong number without a word
         shapes = f"{tuple(prediction.shape)} and {tuple(target.shape)}"
         raise InputError(f"mse needs prediction and target of one shape, but {shapes} came; reshape the target")
-    return (prediction - target).square().flatten(1).mean(1)
+    squares = (prediction - target).square()
+    return _mean(squares.flatten(2).mean(2) if squares.dim() > 2 else squares, mask)
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The mean [B] of values [B, Q] of examples, of those that count."""
+    return values.mean(1) if mask is None else torch.where(mask, values, 0).sum(1) / mask.sum(1)
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,14 @@ class Metric:
     higher_is_better: bool = False
 
 
-def _with_prediction(of: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Point, Batch], Tensor]:
+def _with_prediction(of: Callable[..., Tensor]) -> Callable[[Point, Batch], Tensor]:
     def judge(point: Point, query: Batch) -> Tensor:
         if point.prediction is None:
-            raise InputError("this metric needs a prediction, which only (x, y) batches have; use the metric 'loss'")
-        return of(point.prediction, query[1])
+            raise InputError(
+                "this metric needs a prediction, which only (x, y) batches have, and losses that return "
+                "(number, prediction); use the metric 'loss'"
+            )
+        return of(point.prediction, *query[1:])  # y, and the mask of an (x, y, mask) batch
 
     return judge
 
@@ -122,20 +134,27 @@ def evaluate(
         metric = METRICS[metric]
     if count < 2:
         raise InputError(f"an interval needs at least 2 episodes, but {count} came")
-    modes = [(module, module.training) for module in learner.modules()]
-    learner.eval()
-    try:
+    with in_eval_mode(learner):
         judge = partial(_judge, learner, episodes, metric, steps)
         batches = on_all_ranks(judge, ceil(count / episodes.tasks))
-    finally:
-        for module, mode in modes:
-            module.training = mode
     values = torch.cat(batches, dim=1)[:, :count].double()
     half = 1.96 * values.std(1) / sqrt(count)
     by_step = [
         StepResult(step, *pair) for step, pair in enumerate(zip(values.mean(1).tolist(), half.tolist(), strict=True))
     ]
     return Evaluation(metric.name, by_step, count, dict(protocol or {}), metric.higher_is_better)
+
+
+@contextmanager
+def in_eval_mode(learner: nn.Module) -> Iterator[None]:
+    """Inside, all modules are in eval mode; afterwards each is in its own."""
+    modes = [(module, module.training) for module in learner.modules()]
+    learner.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _judge(learner: Learner, episodes: Episodes, metric: Metric, steps: int, index: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.errors import InputError
-from fewstep.normalisation import Policy, Statistics, check_policy, keep_still, normalised
+from fewstep.normalisation import Policy, Statistics, batch_norms, check_policy, normalised
 from fewstep.task import Batch, Joint, Task
 
 Loss = Callable[..., Tensor]
@@ -30,7 +30,8 @@ class Place(NamedTuple):
 class Objective:
     """The loss of `model` on one task's batch, as a function of the parameters that are handed in.
 
-    loss : `loss(prediction, target)` for `(x, y)` batches, `loss(model, batch)` for any other; returns one number.
+    loss : `loss(prediction, target)` for `(x, y)` batches, `loss(model, batch)` for any other; returns one number, the
+        latter also `(number, prediction)`
     inner_loss : the same for the support set, where it is another one
     adapt : name patterns of the parameters that the inner loop changes, see `matching`.
     normalisation : by which statistics batch norm normalises, see `fewstep.normalisation`; None leaves it to the model
@@ -61,10 +62,11 @@ class Objective:
         self._parameters = _owners(self.module, own)
         self._buffers = _owners(self.module, [name for name, _ in self.module.named_buffers()])
         self._modules = list(self.module.modules())
-        self.looked_at: set[tuple[bool, ...]] = set()  # see `checks.look_once`
+        self.looked_at: set[tuple[Any, ...]] = set()  # see `checks.look_once`
         self.math_attention = False  # see `checks.look_once`
         self._norms = [(name, m) for name, m in model.named_modules() if getattr(m, "running_mean", None) is not None]
         self.normalisation = normalisation
+        self.check_running_statistics()
 
     @property
     def normalisation(self) -> Policy | None:
@@ -74,8 +76,6 @@ class Objective:
     @normalisation.setter
     def normalisation(self, policy: Policy | None) -> None:
         self.module.normalisation = check_policy(policy)
-        keep_still(self.model, policy)
-        self.check_running_statistics()
 
     @property
     def shared(self) -> list[str]:
@@ -111,7 +111,13 @@ class Objective:
     def _entry(self, place: Place, name: str, value: Tensor) -> Tensor:
         if name in self.per_step:  # the query set goes by what the last step went by (Antoniou et al. 2019)
             return value[min(max(place.step - place.query, 0), len(value) - 1)]
-        return value[min(place.step, len(value) - 1)] if name.startswith("statistics.") else value
+        if name.startswith("statistics."):  # the first is the average over the steps
+            return value[min(place.step + 1, len(value) - 1) if self.normalisation == "per_step" else 0]
+        return value
+
+    def shared_at(self, place: Place) -> Tensors:
+        """What all tasks have in common, as it is used at this place."""
+        return self.at(place, tensors_by_name(self.shared, self.parameters(self.shared)))
 
     def give_each_step(self, patterns: str | Sequence[str], steps: int) -> None:
         """Give the shared parameters of these patterns a value of their own for each of `steps` inner steps."""
@@ -128,8 +134,11 @@ class Objective:
         """What the query loss is computed from: with the statistics of the support set, that set as well."""
         if self.normalisation != "support":
             return tasks.query
-        if not is_pair(tasks.query) or not all(isinstance(part, Tensor) for part in (*tasks.support, *tasks.query)):
-            raise InputError("normalising by support statistics needs (x, y) batches of tensors")
+        if not all(is_pair(batch) and all(isinstance(part, Tensor) for part in batch) for batch in tasks):
+            raise InputError(
+                "normalising by support statistics needs (x, y) batches of tensors, but others came; use the "
+                "normalisation 'running' or 'per_step'"
+            )
         return Joint(tasks.support[0], *tasks.query)
 
     def __call__(self, tensors: Tensors, batch: Batch, *, query: bool = True) -> Tensor:
@@ -196,12 +205,14 @@ class Objective:
     def check_running_statistics(self) -> None:
         """Raise `InputError` where a norm layer would update running statistics inside the inner loop."""
         for name, module in self._norms:
-            if module.training and module.running_mean is not None:
+            if not module.training or module.running_mean is None:
+                continue
+            by_policy = "Learner(..., normalisation='batch') or " if module in self.module.layers else ""
+            if by_policy == "" or self.normalisation is None:
                 raise InputError(
                     f"{type(module).__name__} '{name}' keeps running statistics, which would mix the tasks of an inner "
-                    "loop; normalise by the batch at hand, with Learner(..., normalisation='batch') or "
-                    "fewstep.use_batch_statistics(model), or put the model in eval mode to keep the statistics that it "
-                    "has"
+                    f"loop; normalise by the batch at hand, with {by_policy}fewstep.use_batch_statistics(model), or "
+                    "put the model in eval mode to keep the statistics that it has"
                 )
 
     def check_buffers(self, before: dict[str, int]) -> None:
@@ -227,18 +238,20 @@ class _LossOf(nn.Module):
         self.model = model
         self.loss = loss
         self.inner_loss = inner_loss
-        self.statistics = Statistics()
+        self.statistics, self.layers = Statistics(), batch_norms(model)
         self.normalisation: Policy | None = None
 
     def forward(self, batch: Batch, query: bool) -> tuple[Any, Any]:
         loss = self.loss if query or self.inner_loss is None else self.inner_loss
-        before = len(batch.before) if isinstance(batch, Joint) else 0
-        with normalised(self.normalisation, self.statistics, before):
-            if before:
-                prediction = self.model(torch.cat([batch.before, batch.x]))[before:]
+        if isinstance(batch, Joint):
+            before, x = len(batch.before), torch.cat([batch.before, batch.x])
+            with normalised(self.normalisation, self.statistics, self.layers, before, len(x)):
+                prediction = self.model(x)[before:]
                 return loss(prediction, batch.y), prediction
+        with normalised(self.normalisation, self.statistics, self.layers):
             if not is_pair(batch):
-                return loss(self.model, batch), None
+                result: Any = loss(self.model, batch)
+                return result if isinstance(result, tuple) else (result, None)
             x, y = batch
             prediction = self.model(x)
             return loss(prediction, y), prediction

@@ -88,6 +88,7 @@ class Learner(nn.Module):
             raise InputError(f"the derivative must be one of {get_args(Derivative)}, but {derivative!r} came")
         self.objective = Objective(model, loss, adapt, inner_loss=inner_loss, normalisation=normalisation)
         self.model, self.loss, self.inner_loss, self.update = model, loss, inner_loss, update
+        self.statistics = self.objective.module.statistics
         self.start, self.outer, self.stream = start, outer, stream
         self.steps = _not_negative(steps)
         self.derivative: Derivative = derivative
@@ -108,7 +109,7 @@ class Learner(nn.Module):
         self.runner = Runner(engine)
         self._checked: Any = None
         self._watched = self.update
-        self._watch = Watch([self.objective.module, self.loss, self.update, self.start, self.outer])
+        self._watch = Watch([self.objective.module, self.loss, self.inner_loss, self.update, self.start, self.outer])
 
     @property
     def unrollable(self) -> bool:
@@ -133,12 +134,6 @@ class Learner(nn.Module):
     @normalisation.setter
     def normalisation(self, policy: Policy | None) -> None:
         self.objective.normalisation = policy
-
-    def train(self, mode: bool = True) -> Learner:
-        """As for any module; under a policy, norm layers write to no running statistics."""
-        super().train(mode)
-        self.objective.normalisation = self.objective.normalisation
-        return self
 
     @property
     def order(self) -> Derivative:
@@ -196,8 +191,7 @@ class Learner(nn.Module):
             theta = _last(self.inner_loop(support, steps))
         if any(not torch.isfinite(value).all() for value in theta.values()):
             check_values(Task(support, support))
-        names = self.objective.shared
-        shared = self.objective.at(Place(steps, query=True), tensors_by_name(names, self.objective.parameters(names)))
+        shared = self.objective.shared_at(Place(steps, query=True))
         batch = map_tensors(lambda leaf: leaf[0], at_step(support, max(steps - 1, 0), self.stream, axis=1))
         return model_with(self.objective, {**shared, **self.of_task(theta, 0)}, batch)
 
@@ -220,8 +214,7 @@ class Learner(nn.Module):
 
     def problem(self, theta: Tensors, batch: Batch, place: Place) -> tuple[Problem, list[Tensor]]:
         """The loss of `batch` at `theta`, and the tensors that it is a function of."""
-        names = self.objective.shared
-        shared = self.objective.at(place, tensors_by_name(names, self.objective.parameters(names)))
+        shared = self.objective.shared_at(place)
         leaves, form = tree_flatten(batch)
         problem = Problem(self.objective, self.runner, self.order, self.objective.is_stacked(theta), form, len(leaves),
                           query=place.query)  # fmt: skip
@@ -268,13 +261,14 @@ class Learner(nn.Module):
         check_tasks(tasks)
         self._check_engine(self.engine)  # the derivative may have been set since
         exact, batched = self.order == "exact", self.engine.method == "vmap"
-        with guard(self.objective, tasks, self._of_one, exact=exact, batched=batched):
+        first = Task(at_step(tasks.support, 0, self.stream, axis=1), tasks.query)
+        with guard(self.objective, first, self._of_one, exact=exact, batched=batched):
             yield moment
         self._checked = moment
 
     def _of_one(self, support: Batch) -> tuple[Tensors, Batch]:
-        """All parameters at the start, and the first support batch, of one task whose support set is given."""
-        objective, batch = self.objective, at_step(support, 0, self.stream)
+        """All parameters at the start, and the batch itself, of one task whose first support batch is given."""
+        objective, batch = self.objective, support
         names = [*objective.adapted, *objective.shared]
         own = tensors_by_name(names, [value.detach() for value in objective.parameters(names)])
         if self.start is not None:

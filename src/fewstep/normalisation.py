@@ -5,14 +5,16 @@
     "running"   averages over training tasks, measured by `fewstep.calibrate`, or those that the model brings along
     "per_step"  the same, of each inner step by itself (MAML++; Antoniou et al. 2019, arXiv 1810.09502)
 
-The model is not touched: `torch.nn.functional.batch_norm` is replaced while a loss is computed. Training goes by the
-batch or the support set, as batch normalisation always does; averages are for evaluation.
+The model is not touched: `torch.nn.functional.batch_norm` is replaced while a loss is computed, and running statistics
+are never written. Training goes by the batch or the support set, as batch normalisation always does; averages are for
+evaluation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,10 +34,14 @@ MEANINGS: dict[Policy | None, str] = {
 }
 
 
+_POLICY: ContextVar[Policy | None] = ContextVar("policy", default=None)  # that of the loss being computed
+
+
 class Statistics(nn.Module):
     """Mean and variance of each batch normalisation in the order of their calls: `mean_0` [points, C], `var_0`, ...
 
-    There is one point, or one for each number of inner steps. Not a part of `state_dict`: it is measured anew.
+    The first point is the average over the inner steps, the others are those after 0, 1, ... of them. In the model of
+    one task there is no axis of points. Not a part of `state_dict`: they are measured anew.
     """
 
     @property
@@ -48,8 +54,9 @@ class Statistics(nn.Module):
         return list(self._buffers) if policy in ("running", "per_step") else []
 
     def set(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """(mean, variance) of each call, both [points, C]."""
+        """(mean, variance) of each call."""
         self._buffers.clear()
+        self._non_persistent_buffers_set.clear()
         for number, (mean, variance) in enumerate(pairs):
             self.register_buffer(f"mean_{number}", mean, persistent=False)
             self.register_buffer(f"var_{number}", variance, persistent=False)
@@ -68,27 +75,48 @@ def check_policy(policy: Policy | None) -> Policy | None:
     return policy
 
 
-def keep_still(model: nn.Module, policy: Policy | None) -> None:
-    """Under a policy, keep the norm layers of `model` from writing to the running statistics that they may have."""
-    for module in model.modules():
-        if policy is not None and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.training = False
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The layers of `model` that normalise by batches."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 @contextmanager
-def normalised(policy: Policy | None, statistics: Statistics, before: int) -> Iterator[None]:
-    """Inside, batch normalisation goes by a policy; `before` examples of a batch are those of the support set."""
+def normalised(policy: Policy | None, statistics: Statistics, layers: Sequence[nn.Module], before: int = 0,
+               total: int = 0) -> Iterator[None]:  # fmt: skip
+    """Inside, batch normalisation goes by a policy.
+
+    layers : the `batch_norms` of the model;  before : how many of a batch's `total` examples are the support set's
+    """
     if policy is None:
         yield
-    elif policy == "batch" or (policy == "support" and not before):
-        with _Replacing(_by_batch):
+        return
+
+    def norm(call: int, x: Tensor, *args: Any) -> Tensor:
+        if policy == "support" and before:
+            return _by_first(before, total, x, *args)
+        if policy in ("batch", "support"):
+            return _by_batch(call, x, *args)
+        return _by_statistics(policy, statistics.of(call) if statistics.known else None, x, *args)
+
+    token = _POLICY.set(policy)
+    try:
+        with _held(layers), _Replacing(norm):
             yield
-    elif policy == "support":
-        with _Replacing(lambda call, *args: _by_first(before, *args)):
-            yield
-    else:
-        with _Replacing(lambda call, *args: _by_statistics(statistics.of(call) if statistics.known else None, *args)):
-            yield
+    finally:
+        _POLICY.reset(token)
+
+
+@contextmanager
+def _held(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, the layers are in eval mode: in train mode they would count batches. What they go by is replaced."""
+    modes = [layer.training for layer in layers]
+    try:
+        for layer in layers:
+            layer.training = False
+        yield
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.training = mode
 
 
 @contextmanager
@@ -104,15 +132,23 @@ def observed() -> Iterator[list[tuple[Tensor, Tensor]]]:
         yield found
 
 
+@contextmanager
+def no_batch_statistics(message: str) -> Iterator[None]:
+    """Inside, batch normalisation by the batch at hand raises `InputError`."""
+    with _Refusing(message):
+        yield
+
+
 class Settled(nn.Module):
     """A model whose batch normalisation goes by fixed statistics, or by the batch at hand."""
 
     def __init__(self, model: nn.Module, policy: Policy, statistics: Statistics) -> None:
         super().__init__()
         self.model, self.policy, self.statistics = model, policy, statistics
+        self.layers = batch_norms(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with normalised(self.policy, self.statistics, 0):
+        with normalised(self.policy, self.statistics, self.layers):
             return self.model(*args, **kwargs)
 
 
@@ -152,25 +188,53 @@ class _Replacing(TorchFunctionMode):
         return self.norm(self.calls - 1, x, mean, variance, weight, bias, eps)
 
 
+class _Refusing(TorchFunctionMode):
+    """Inside, there is no batch normalisation by the batch at hand."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self.message = message
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.batch_norm:
+            training, policy = kwargs.get("training", args[5] if len(args) > 5 else False), _POLICY.get()
+            if training if policy is None else policy in ("batch", "support"):
+                raise InputError(self.message)
+        return func(*args, **kwargs)
+
+
 def _by_batch(call: int, x: Tensor, mean: Any, variance: Any, weight: Any, bias: Any, eps: float) -> Tensor:
     return functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
 
 
-def _by_first(before: int, x: Tensor, mean: Any, variance: Any, weight: Any, bias: Any, eps: float) -> Tensor:
-    return _scaled(x, *_moments(x[:before]), weight, bias, eps)
+def _by_first(before: int, total: int, x: Tensor, mean: Any, variance: Any, weight: Any, bias: Any,
+              eps: float) -> Tensor:  # fmt: skip
+    rows, rest = divmod(len(x), total)  # a model may give each example several rows, such as those of a sequence
+    if rest:
+        raise InputError(
+            f"normalising by support statistics needs the {total} examples of support and query set as the first axis "
+            f"of what is normalised, but {tuple(x.shape)} came; use another normalisation"
+        )
+    mean, variance = _moments(x[: before * rows])
+    return _scaled(x, mean, variance, weight, bias, eps)
 
 
-def _by_statistics(known: tuple[Tensor, Tensor] | None, x: Tensor, mean: Any, variance: Any, weight: Any, bias: Any,
-                   eps: float) -> Tensor:  # fmt: skip
-    if known is None and mean is None:
-        raise InputError("the model has no running statistics; measure them with fewstep.calibrate(learner, episodes)")
-    return _scaled(x, *(known or (mean, variance)), weight, bias, eps)
+def _by_statistics(policy: Policy, known: tuple[Tensor, Tensor] | None, x: Tensor, mean: Any, variance: Any,
+                   weight: Any, bias: Any, eps: float) -> Tensor:  # fmt: skip
+    if known is None and (mean is None or policy == "per_step"):
+        raise InputError(
+            f"the normalisation {policy!r} has no statistics to go by; measure them with "
+            "fewstep.calibrate(learner, episodes)"
+        )
+    mean, variance = known or (mean, variance)
+    return _scaled(x, mean, variance, weight, bias, eps)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and (biased) variance of each channel of x [examples, C, ...]."""
     dims = [0, *range(2, x.dim())]
-    variance, mean = torch.var_mean(x, dims, correction=0)
+    variance, mean = torch.var_mean(_wide(x), dims, correction=0)
     return mean, variance
 
 
@@ -179,5 +243,10 @@ def _scaled(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bi
     shape = (-1, *[1] * (x.dim() - 2))
     scale = (variance + eps).rsqrt()
     scale = scale if weight is None else scale * weight
-    result = (x - mean.reshape(shape)) * scale.reshape(shape)
-    return result if bias is None else result + bias.reshape(shape)
+    result = (_wide(x) - mean.reshape(shape)) * scale.reshape(shape)
+    return (result if bias is None else result + bias.reshape(shape)).to(x.dtype)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In at least float32, as fused batch normalisation computes."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -65,7 +65,8 @@ class Unrolled:
                 theta = self.objective.in_order(theta, first, 1)
                 alone = {name: value.squeeze(0) for name, value in theta.items()}
         here = self.objective.at(Place(self.steps, query=True), shared)
-        return self._loss({**here, **alone}, self.objective.query_of(task), query=True)
+        seen = at_step(task.support, max(self.steps - 1, 0), self.stream)
+        return self._loss({**here, **alone}, self.objective.query_of(Task(seen, task.query)), query=True)
 
     @property
     def key(self) -> Any:

@@ -48,11 +48,19 @@ class Contender:
 
 
 def contend(
-    baseline: Baseline, run: Run, loss: Loss, validation: Episodes, metric: str, *, episodes: int, **options: Any
+    baseline: Baseline,
+    run: Run,
+    loss: Loss,
+    validation: Episodes,
+    metric: str,
+    *,
+    episodes: int,
+    prepare: Callable[[Learner], None] = lambda learner: None,
+    **options: Any,
 ) -> Contender:
     """The baseline's net out of the run's folder, or trained and kept there; then the choice of its rate.
 
-    options : as for `Learner`
+    prepare : what is done to each learner before it is judged;  options : as for `Learner`
     """
     model = baseline.build()
     settings = dict(baseline.settings)
@@ -67,6 +75,7 @@ def contend(
     results = []
     for rate in baseline.rates:
         learner = Learner(model, loss, SGD(rate), steps=baseline.steps, **options)
+        prepare(learner)
         if len(baseline.rates) == 1:
             return Contender(baseline, learner, {**told, "training": settings})
         result = evaluate(learner, validation, metric=metric, steps=baseline.steps, count=episodes)

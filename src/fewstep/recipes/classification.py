@@ -19,6 +19,7 @@ from fewstep.data.omniglot import load_omniglot
 from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.losses import summed_over_ways
+from fewstep.normalisation import MEANINGS
 from fewstep.recipes.base import Recipe, Split
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -90,7 +91,7 @@ class ClassificationRecipe(Recipe):
             "ways": episodes.ways,
             "shots": episodes.shots,
             "queries_per_class": episodes.queries,
-            "normalisation": "batch statistics (transductive)",
+            "normalisation": MEANINGS["batch"],
             "class_rotations": episodes.rotate,
             "inner_lr": self.inner_lr,
             "loss": "cross-entropy summed over ways (N x mean)",
