@@ -97,7 +97,15 @@ def _run(data: str, method: str, options: Options) -> str:
     if (folder / "cost.json").exists():
         return f"{data}, {method}: there already"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    engine = ["--no-plan", "--compile", "pieces" if options.compiled else "no", "--chunk", "1", "--convolution", "matmul"]
+    engine = [
+        "--no-plan",
+        "--compile",
+        "pieces" if options.compiled else "no",
+        "--chunk",
+        "1",
+        "--convolution",
+        "matmul",
+    ]
     train = [*DATA[data], "--algorithm", method, *METHODS[method], "--iterations", str(options.iterations),
              "--check-every", str(max(options.iterations // 4, 1)), "--validation-episodes", "100",
              "--test-steps", "5", "--out", str(folder)]  # fmt: skip

@@ -23,7 +23,7 @@ ROWS = [
     ["per_task", "problem"],
     ["finite_difference", "starts"],
     ["unrolled"],
-    ["gradient", "checks", "long_loop"],
+    ["gradient", "checks", "long_loop", "implicit"],
     ["learner"],
     ["algorithms", "data", "diagnose", "meta_step"],
     ["distributed", "trial"],

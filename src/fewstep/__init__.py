@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from fewstep import data, losses, models
-from fewstep.algorithms import fomaml, hf_maml, maml
+from fewstep.algorithms import bmg, cavia, fomaml, hf_maml, imaml, maml, maml_pp, t_net, warp_grad
 from fewstep.engine import Engine
 from fewstep.errors import DivergenceError, FallbackWarning, FewstepError, InputError
 from fewstep.learner import Learner, Point
@@ -25,12 +25,18 @@ __all__ = [
     "Plan",
     "Point",
     "Task",
+    "bmg",
+    "cavia",
     "data",
     "fomaml",
     "hf_maml",
+    "imaml",
     "losses",
     "maml",
+    "maml_pp",
     "models",
     "plan",
+    "t_net",
     "use_batch_statistics",
+    "warp_grad",
 ]

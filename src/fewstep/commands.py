@@ -158,9 +158,7 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) ->
     free = FREE_FIELDS - ({"iterations"} if now["schedule"] != "constant" else set())  # the schedule depends on them
     known = {**_plain(RECIPES[now["recipe"]]), **before}  # a run of before a field came has its default
     different = [
-        f"{key} {known[key]!r} (now {value!r})"
-        for key, value in now.items()
-        if known[key] != value and key not in free
+        f"{key} {known[key]!r} (now {value!r})" for key, value in now.items() if known[key] != value and key not in free
     ]
     if different:
         raise InputError(f"{out} holds a run with {', '.join(different)}; give the same options or another --out")
