@@ -19,7 +19,7 @@ ROWS = [
     ["task", "pooling", "channels_last", "compilation"],
     ["normalisation"],
     ["functional"],
-    ["engine", "models", "updates", "adapted"],
+    ["engine", "models", "updates", "adapted", "patterns"],
     ["per_task", "problem"],
     ["finite_difference", "starts"],
     ["unrolled"],

@@ -3,7 +3,27 @@
 from importlib.metadata import version
 
 from fewstep import data, losses, models
-from fewstep.algorithms import bmg, cavia, fomaml, hf_maml, imaml, maml, maml_pp, t_net, warp_grad
+from fewstep.algorithms import (
+    alfa,
+    anil,
+    bmg,
+    boil,
+    cavia,
+    fomaml,
+    hf_maml,
+    imaml,
+    l2f,
+    maml,
+    maml_pp,
+    meta_curvature,
+    meta_sgd,
+    proto_maml,
+    reptile,
+    sharp_maml,
+    t_net,
+    unicorn_maml,
+    warp_grad,
+)
 from fewstep.engine import Engine
 from fewstep.errors import DivergenceError, FallbackWarning, FewstepError, InputError
 from fewstep.learner import Learner, Point
@@ -25,18 +45,28 @@ __all__ = [
     "Plan",
     "Point",
     "Task",
+    "alfa",
+    "anil",
     "bmg",
+    "boil",
     "cavia",
     "data",
     "fomaml",
     "hf_maml",
     "imaml",
+    "l2f",
     "losses",
     "maml",
     "maml_pp",
+    "meta_curvature",
+    "meta_sgd",
     "models",
     "plan",
+    "proto_maml",
+    "reptile",
+    "sharp_maml",
     "t_net",
+    "unicorn_maml",
     "use_batch_statistics",
     "warp_grad",
 ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -47,17 +47,11 @@ class WarpMAML:
         return torch.stack(losses).mean(0)
 
 
-@contextmanager
-def held(objective: Objective, names: Collection[str]) -> Iterator[None]:
+def held(objective: Objective, names: Collection[str]) -> AbstractContextManager[None]:
     """Inside, no derivative goes through the parameters of these names: what is added to each is 0, and minus it."""
-    before = objective.shifts
     own = {**dict(objective.module.named_parameters()), **objective.per_step}
     chosen = [own[name] for name in names if name in own]  # measured statistics have no derivative anyway
-    objective.shifts = {**before, **{id(value): value.detach() - value for value in chosen}}
-    try:
-        yield
-    finally:
-        objective.shifts = before
+    return objective.shifted({id(value): value.detach() - value for value in chosen})
 
 
 def warp_grad(model: nn.Module, loss: Loss, *, lr: float, steps: int = 1, adapt: str | Sequence[str] = "*",
