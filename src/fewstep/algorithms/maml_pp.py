@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.errors import InputError
-from fewstep.functional import Loss, matching
+from fewstep.functional import Loss
 from fewstep.learner import Learner, last_step
 from fewstep.models.layers import OffsetNorm
+from fewstep.patterns import adapted_parameters
 from fewstep.task import Task
 from fewstep.updates import SGD, LearnedRates, Update
 
@@ -90,17 +91,13 @@ def maml_pp(model: nn.Module, loss: Loss, *, lr: float, steps: int = 1, multi_st
     own = [per_step] if isinstance(per_step, str) else [*per_step]
     norms = _norms_of(model) if step_norms else []
     patterns += [f"~{name}" for name in norms]
-    rule: Update = LearnedRates(_adapted(model, patterns), lr, steps=max(steps, 1)) if learned_rates else SGD(lr)
+    rule: Update = (
+        LearnedRates(adapted_parameters(model, patterns), lr, steps=max(steps, 1)) if learned_rates else SGD(lr)
+    )
     if step_statistics:
         options.setdefault("normalisation", "batch")
     return Learner(model, loss, rule, steps=steps, adapt=patterns, per_step=[*own, *norms], outer=outer,
                    exact_from=first_order_until, **options)  # fmt: skip
-
-
-def _adapted(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Parameter]:
-    """The parameters that adapt, by the names that they have in theta."""
-    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    return {f"model.{name}": trainable[name] for name in matching(list(trainable), patterns)}
 
 
 def _norms_of(model: nn.Module) -> list[str]:

@@ -14,7 +14,7 @@ from fewstep.errors import InputError
 from fewstep.functional import Loss, Objective, Place, tensors_by_name
 from fewstep.gradient import inner_gradient
 from fewstep.learner import Learner
-from fewstep.models.warp import warps_of
+from fewstep.models.warp import add_warp, warps_of
 from fewstep.task import Task, at_step
 
 
@@ -84,6 +84,7 @@ def warp_grad(model: nn.Module, loss: Loss, *, lr: float, steps: int = 1, adapt:
     """
     if steps == 0:
         raise InputError("warps learn from inner steps: steps must be at least 1, but 0 came")
-    learner = t_net(model, loss, lr=lr, steps=steps, adapt=adapt, **options)
-    learner.outer = WarpMAML({f"model.{name}" for name in warps_of(learner.model)})
-    return learner
+    if not warps_of(model):
+        add_warp(model)
+    outer = WarpMAML({f"model.{name}" for name in warps_of(model)})
+    return t_net(model, loss, lr=lr, steps=steps, adapt=adapt, outer=outer, **options)
