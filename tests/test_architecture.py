@@ -24,7 +24,7 @@ ROWS = [
     ["per_task", "problem"],
     ["finite_difference", "starts"],
     ["unrolled"],
-    ["gradient", "checks", "long_loop"],
+    ["gradient", "checks", "long_loop", "implicit"],
     ["learner"],
     ["algorithms", "data", "diagnose", "meta_step", "streams"],
     ["distributed", "trial"],

@@ -43,7 +43,8 @@ def calibrate(learner: Learner, episodes: Episodes, *, batches: int = 10, steps:
     steps = learner.steps if steps is None else steps
     if batches < 1 or steps < 0:
         raise InputError(
-            f"calibration needs at least 1 batch of tasks and 0 inner steps, but {batches} batches and {steps} steps came"
+            "calibration needs at least 1 batch of tasks and 0 inner steps, but "
+            f"{batches} batches and {steps} steps came"
         )
     policy, learner.normalisation = learner.normalisation, "batch"
     try:

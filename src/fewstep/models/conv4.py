@@ -9,23 +9,33 @@ from fewstep.errors import InputError
 from fewstep.models.layers import Initialisation, OffsetNorm, initialise
 
 
+class SameConv(nn.Conv2d):
+    """A 3x3 convolution with TensorFlow's SAME padding, which PyTorch lacks for strides."""
+
+    def __init__(self, inputs: int, filters: int, stride: int) -> None:
+        super().__init__(inputs, filters, 3, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stride = self.stride[0]
+        before_w, after_w = _same(x.shape[-1], stride)
+        before_h, after_h = _same(x.shape[-2], stride)
+        # What both sides have in common is left to the convolution, which need not copy.
+        x = functional.pad(x, (0, after_w - before_w, 0, after_h - before_h))
+        return functional.conv2d(x, self.weight, self.bias, stride, (before_h, before_w))
+
+
 class Block(nn.Module):
     """3x3 convolution with TensorFlow's SAME padding, offset-only batch norm, ReLU, and 2x2 pooling or stride 2."""
 
     def __init__(self, inputs: int, filters: int, pool: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, filters, 3, stride=1 if pool else 2)
+        self.conv = SameConv(inputs, filters, stride=1 if pool else 2)
         self.norm = OffsetNorm(filters)
         self.pool = pool
         initialise(self.conv, "xavier")
 
     def forward(self, x: Tensor) -> Tensor:
-        stride, weight, bias = self.conv.stride[0], self.conv.weight, self.conv.bias
-        before_w, after_w = _same(x.shape[-1], stride)
-        before_h, after_h = _same(x.shape[-2], stride)
-        # What both sides have in common is left to the convolution, which need not copy.
-        x = functional.pad(x, (0, after_w - before_w, 0, after_h - before_h))
-        x = functional.relu(self.norm(functional.conv2d(x, weight, bias, stride, (before_h, before_w))))
+        x = functional.relu(self.norm(self.conv(x)))
         return functional.max_pool2d(x, 2) if self.pool else x
 
 
