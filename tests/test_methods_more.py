@@ -391,8 +391,8 @@ def test_imaml_reports_a_solve_that_is_not_done_and_a_first_order_version() -> N
 def test_imaml_with_a_start_of_its_own_agrees_with_a_finite_difference() -> None:
     """Where the inner loop has converged its end is a function of the start and of the body, whatever the path."""
     model, tasks, step = mlp(), tasks_of(), 1e-5
-    learner = fewstep.imaml(model, functional.cross_entropy, lr=0.4, steps=200, strength=1.0, iterations=20, adapt="4.*",
-                            start=Prototypes(model))  # fmt: skip
+    learner = fewstep.imaml(model, functional.cross_entropy, lr=0.4, steps=200, strength=1.0, iterations=20,
+                            adapt="4.*", start=Prototypes(model))  # fmt: skip
     body = [value for name, value in model.named_parameters() if not name.startswith("4.")]
     gradient = meta_gradient(learner(tasks), body)
     torch.manual_seed(3)
