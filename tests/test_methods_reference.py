@@ -411,7 +411,7 @@ def test_reptile_moves_towards_what_torch_finds(pool: bool, kind: str) -> None:
         x, y = union(task) if pool else task.support
         for _ in range(STEPS):
             optimizer.zero_grad()
-            loss(own(x), y).backward()
+            loss(own(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         losses.append(loss(own(task.query[0]), task.query[1]).detach())
         moves.append([a.detach() - b.detach() for a, b in zip(model.parameters(), own.parameters(), strict=True)])
