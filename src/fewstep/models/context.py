@@ -55,7 +55,8 @@ class Film(nn.Module):
         out: Tensor = self.base(x)
         gamma, beta = self.film(self.context).chunk(2)
         shape = (-1,) if self.last else (-1, *[1] * (out.dim() - 2))
-        return out * (1 + gamma.reshape(shape)) + beta.reshape(shape)
+        result: Tensor = out * (1 + gamma.reshape(shape)) + beta.reshape(shape)
+        return result
 
 
 def add_context(model: nn.Module, size: int, *, layer: str | None = None, kind: Kind | None = None) -> nn.Module:
@@ -92,7 +93,7 @@ def add_context(model: nn.Module, size: int, *, layer: str | None = None, kind: 
     if kind == "concat" and not isinstance(base, nn.Linear):
         raise InputError(f"'concat' needs a linear layer, but {name!r} is a {type(base).__name__}; use kind='film'")
     linear = isinstance(base, nn.Linear) and kind != "film"
-    new = Concat(base, size) if linear else Film(base, size)  # type: ignore[arg-type]
+    new = Concat(base, size) if linear else Film(base, size)
     if not name:
         return new
     model.set_submodule(name, new)

@@ -53,7 +53,7 @@ def add_warp(model: nn.Module) -> nn.Module:
     }
     if not layers:
         raise InputError("the model has no layer to warp: no 2d convolution, and no linear layer but the head")
-    warped = {id(module): Warped(module) for module in layers.values()}  # type: ignore[arg-type]  # one if used twice
+    warped = {id(module): Warped(module) for module in layers.values()}  # one if used twice
     for name, module in layers.items():
         model.set_submodule(name, warped[id(module)])
     return model
