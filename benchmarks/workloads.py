@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from benchmarks.transformer import Transformer
 from fewstep import Learner, Task, losses, maml, models
-from fewstep.functional import Loss, matching
+from fewstep.functional import Loss
+from fewstep.patterns import matching
 
 Contender = Callable[[Task], Tensor]
 

@@ -17,10 +17,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROWS = [
     ["errors", "replay", "losses", "watch", "convolution", "footprint"],
     ["task", "pooling", "channels_last", "compilation"],
-    ["normalisation"],
+    ["patterns", "normalisation"],
     ["ragged"],
     ["functional"],
-    ["engine", "models", "updates", "adapted", "patterns"],
+    ["engine", "models", "updates", "adapted"],
     ["per_task", "problem"],
     ["finite_difference", "starts"],
     ["unrolled"],

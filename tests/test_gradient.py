@@ -17,7 +17,7 @@ from torch.nn import functional
 from fewstep import InputError, Learner, Task, maml
 from fewstep.engine import Engine
 from fewstep.errors import FallbackWarning
-from fewstep.functional import matching
+from fewstep.patterns import matching
 from fewstep.updates import SGD
 from tests.cases import CASES, Case
 from tests.reference import meta_gradient, naive_losses, relative_error

@@ -1,17 +1,52 @@
-"""What of a model adapts, by name, for methods that have to know it before there is a learner."""
+"""What of a model adapts, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.errors import InputError
-from fewstep.functional import Tensors, head_of, matching
 
 
-def adapted_parameters(model: nn.Module, adapt: str | Sequence[str] = "*") -> Tensors:
+def matching(names: Sequence[str], patterns: str | Sequence[str], what: str = "trainable parameter") -> list[str]:
+    """The names that a pattern chooses: `*` and `?` as in file names; `~` in front takes names away.
+
+    Patterns are read from left to right; a first pattern with `~` starts from all names. `InputError` where a
+    pattern matches nothing. `what` the names stand for is said in the message.
+
+    >>> matching(["body.weight", "head.weight", "head.bias"], "head.*")
+    ['head.weight', 'head.bias']
+    >>> matching(["body.weight", "head.weight", "head.bias"], ["~body.*", "~*.bias"])
+    ['head.weight']
+    """
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    chosen: set[str] = set(names) if patterns and patterns[0].startswith("~") else set()
+    for pattern in patterns:
+        found = {name for name in names if fnmatchcase(name, pattern.removeprefix("~"))}
+        if not found:
+            raise InputError(f"the pattern {pattern!r} matches no {what}; there are: {', '.join(names) or 'none'}")
+        chosen = chosen - found if pattern.startswith("~") else chosen | found
+    if not chosen:
+        raise InputError(f"the patterns {patterns} leave no {what} to adapt; there are: {', '.join(names)}")
+    return [name for name in names if name in chosen]
+
+
+def head_of(model: nn.Module) -> str:
+    """The name of the model's head, its last linear layer. `InputError` where there is none.
+
+    >>> head_of(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    '2'
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not names:
+        raise InputError(f"the model {type(model).__name__} has no linear layer to be its head; name one with head=...")
+    return names[-1]
+
+
+def adapted_parameters(model: nn.Module, adapt: str | Sequence[str] = "*") -> dict[str, Tensor]:
     """The parameters that adapt under these patterns, named as in theta: what learned update rules are built from.
 
     adapt : as for `Learner`

@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from fewstep.errors import InputError
-from fewstep.functional import Loss, matching
+from fewstep.functional import Loss
 from fewstep.learner import Learner
 from fewstep.models.context import Kind, add_context, context_of
+from fewstep.patterns import matching
 from fewstep.starts import Zeros
 from fewstep.updates import SGD
 

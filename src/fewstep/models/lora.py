@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.errors import InputError
-from fewstep.functional import Tensors, matching
+from fewstep.functional import Tensors
+from fewstep.patterns import matching
 
 
 class LoRA(nn.Module):

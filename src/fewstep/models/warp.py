@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.errors import InputError
-from fewstep.functional import head_of
 from fewstep.models.context import is_called_linear
+from fewstep.patterns import head_of
 
 
 class Warped(nn.Module):
