@@ -20,7 +20,7 @@ ROWS = [
     ["normalisation"],
     ["ragged"],
     ["functional"],
-    ["engine", "models", "updates", "adapted"],
+    ["engine", "models", "updates", "adapted", "patterns"],
     ["per_task", "problem"],
     ["finite_difference", "starts"],
     ["unrolled"],

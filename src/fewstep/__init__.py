@@ -3,7 +3,21 @@
 from importlib.metadata import version
 
 from fewstep import data, losses, models
-from fewstep.algorithms import fomaml, hf_maml, maml
+from fewstep.algorithms import (
+    alfa,
+    anil,
+    boil,
+    fomaml,
+    hf_maml,
+    l2f,
+    maml,
+    meta_curvature,
+    meta_sgd,
+    proto_maml,
+    reptile,
+    sharp_maml,
+    unicorn_maml,
+)
 from fewstep.calibrate import calibrate
 from fewstep.engine import Engine
 from fewstep.errors import DivergenceError, FallbackWarning, FewstepError, InputError
@@ -29,15 +43,25 @@ __all__ = [
     "Plan",
     "Point",
     "Task",
+    "alfa",
+    "anil",
+    "boil",
     "calibrate",
     "data",
     "fomaml",
     "hf_maml",
+    "l2f",
     "losses",
     "maml",
     "masked",
+    "meta_curvature",
+    "meta_sgd",
     "models",
     "pad_tasks",
     "plan",
+    "proto_maml",
+    "reptile",
+    "sharp_maml",
+    "unicorn_maml",
     "use_batch_statistics",
 ]

@@ -36,7 +36,7 @@ USAGE = """usage: fewstep train RECIPE [--field value ...] [--out RUN]   train, 
        fewstep evaluate RUN                                  judge it on test tasks, beside baselines
        fewstep report RUN                                    tables and plots
        fewstep list recipes|algorithms|datasets              what there is
-       fewstep bench [speed|memory|scaling|planner|WORKLOAD] time it beside its peers, from a checkout
+       fewstep bench [speed|memory|scaling|planner|methods|WORKLOAD] measure it, from a checkout
 Each command tells its options with --help; `fewstep train RECIPE --help` tells every setting of a recipe."""
 
 
@@ -179,7 +179,7 @@ def _list(arguments: list[str]) -> None:
         print(f"{name:{width}}  {(text or '').strip().splitlines()[0]}")
 
 
-BENCHMARKS = ["speed", "memory", "scaling", "planner"]
+BENCHMARKS = ["speed", "memory", "scaling", "planner", "methods"]
 
 
 def _bench(arguments: list[str]) -> None:

@@ -187,10 +187,9 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
     """Raise `InputError` where the folder holds a run with other settings."""
     free = FREE_FIELDS - ({"iterations"} if now["schedule"] != "constant" else set())  # the schedule depends on them
+    known = {**_plain(RECIPES[now["recipe"]]), **before}  # a run of before a field came has its default
     different = [
-        f"{key} {before.get(key)!r} (now {value!r})"
-        for key, value in now.items()
-        if before.get(key) != value and key not in free
+        f"{key} {known[key]!r} (now {value!r})" for key, value in now.items() if known[key] != value and key not in free
     ]
     if different:
         raise InputError(f"{out} holds a run with {', '.join(different)}; give the same options or another --out")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ class Objective:
         self.adapted = [f"model.{name}" for name in matching(trainable, adapt)]
         self._shared = [name for name in own if name not in set(self.adapted)]
         self.per_step: dict[str, nn.Parameter] = {}
-        self.shifts: Mapping[int, Tensor] = {}  # added to the parameters of these identities, see `Sharpness`
+        self.shifts: Mapping[int, Tensor] = {}  # see `shifted`
         # Looking names up in a module is slow, and its structure does not change: remember who owns what.
         self._parameters = _owners(self.module, own)
         self._buffers = _owners(self.module, [name for name, _ in self.module.named_buffers()])
@@ -86,6 +86,15 @@ class Objective:
         """The tensors of these names, as they are meta-learned: with an axis of steps where there is one for each."""
         own = [self._own(name) for name in names]
         return [value + self.shifts[id(value)] if id(value) in self.shifts else value for value in own]
+
+    @contextmanager
+    def shifted(self, by: Mapping[int, Tensor]) -> Iterator[None]:
+        """Inside, these tensors are added to the parameters of these identities wherever the objective uses them."""
+        before, self.shifts = self.shifts, by
+        try:
+            yield
+        finally:
+            self.shifts = before
 
     def _own(self, name: str) -> Tensor:
         if name in self.per_step:

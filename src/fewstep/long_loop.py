@@ -98,7 +98,7 @@ def _computed_again(objective: Objective, fixed: Callable[[], Sequence[Tensor]],
     """
     leaves, form = tree_flatten((theta, state))
     count = len(leaves)  # all that `run` needs of them: holding them would defeat offload
-    watched, modes = fixed(), objective.modes()
+    watched, modes, shifts = fixed(), objective.modes(), objective.shifts
     moment = Moment.now(watched[-1].device)
     ran = False
 
@@ -109,7 +109,7 @@ def _computed_again(objective: Objective, fixed: Callable[[], Sequence[Tensor]],
             raise InputError("a parameter or a buffer was replaced between forward and backward pass")
         # The checkpoint's own care for random numbers leaves out Apple's GPU.
         present, ran = moment.again() if ran else nullcontext(), True
-        with present:
+        with present, objective.shifted(shifts):
             theta, state = tree_unflatten(tensors[:count], form)
             return _taken(step, theta, state, numbers)
 

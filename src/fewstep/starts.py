@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fewstep.engine import Runner
@@ -73,7 +72,8 @@ class _Head:
         module = dict(model.named_modules()).get(self.head)
         if not isinstance(module, nn.Linear):
             raise InputError(f"the head must be a linear layer, but {self.head!r} names a {type(module).__name__}")
-        self.weight, self.bias = f"model.{self.head}.weight", f"model.{self.head}.bias"
+        place = ".".join(filter(None, ["model", self.head]))  # a model may be nothing but its head
+        self.weight, self.bias = f"{place}.weight", f"{place}.bias"
         self.has_bias = module.bias is not None
 
     def known(self, support: Batch) -> Known:
@@ -86,11 +86,21 @@ class _Head:
             raise InputError(f"every class 0..{ways - 1} needs an example in the support set of every task")
         return ways
 
+    def check(self, objective: Objective) -> None:
+        """Raise `InputError` where the head does not adapt: no start would have an effect on all of it."""
+        for name in [self.weight, self.bias] if self.has_bias else [self.weight]:
+            if name not in objective.adapted:
+                raise InputError(
+                    f"this start sets the head, but its parameter '{name.removeprefix('model.')}' does not adapt; "
+                    "choose patterns adapt=... that leave the head in"
+                )
+
 
 class SharedVector(_Head):
     """One vector for all classes: each row of the head starts at the mean of its rows (UNICORN-MAML)."""
 
     def __call__(self, objective: Objective, tensors: Tensors, support: Batch, known: Any) -> Tensors:
+        self.check(objective)
         found = {self.weight: tensors[self.weight].mean(0).expand(known, -1)}
         return found | ({self.bias: tensors[self.bias].mean().expand(known)} if self.has_bias else {})
 
@@ -107,10 +117,13 @@ class Prototypes(_Head):
             raise InputError(f"prototypes need a head with a bias, but {self.head!r} has none")
 
     def __call__(self, objective: Objective, tensors: Tensors, support: Batch, known: Any) -> Tensors:
+        self.check(objective)
         features = inputs_of(self.head, objective, objective.at(Place(0, query=False), tensors), support)
         features = features.to(tensors[self.weight].dtype)  # autocast may have lowered it
-        one_hot = functional.one_hot(support[1].flatten(), known).to(features.dtype)
-        means = one_hot.T @ features / one_hot.sum(0).unsqueeze(1)
+        # Not `one_hot`, which looks at values where it is both batched and differentiated.
+        member = torch.arange(known, device=features.device)[:, None] == support[1].flatten()
+        member = member.to(features.dtype)
+        means = member @ features / member.sum(1, keepdim=True)
         return {self.weight: 2 * means, self.bias: -means.square().sum(1)}
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from fewstep import algorithms
 from fewstep.baselines import Baseline
 from fewstep.data.episodes import Episodes
 from fewstep.engine import Convolution, Engine
@@ -20,7 +21,6 @@ from fewstep.functional import Loss
 from fewstep.learner import Learner
 from fewstep.problem import Derivative
 from fewstep.train import Training
-from fewstep.updates import SGD
 
 Split = Literal["train", "validation", "test"]
 
@@ -41,6 +41,8 @@ class Recipe(ABC):
     """How the meta learning rate goes over the iterations."""
     clip: float | None = None
     """Cut each element of the meta-gradient to this size."""
+    algorithm: str = "maml"
+    """The method, one of `fewstep list algorithms`."""
     inner_lr: float = 0.01
     """Learning rate of the inner loop (alpha)."""
     inner_steps: int = 1
@@ -97,6 +99,11 @@ class Recipe(ABC):
             raise InputError(f"--plan-seconds must be above 0 and finite, but {self.plan_seconds} came")
         if self.memory_limit is not None and not (0 < self.memory_limit < inf and self.plan):
             raise InputError(f"--memory-limit must be above 0, and goes with a plan; {self.memory_limit} came")
+        if self.algorithm not in algorithms.__all__:
+            known = ", ".join(algorithms.__all__)
+            raise InputError(f"--algorithm must be one of {known}, but {self.algorithm!r} came")
+        if self.derivative != "exact" and self.algorithm in ("fomaml", "hf_maml"):
+            raise InputError(f"--derivative is what makes {self.algorithm} what it is; leave it out, or take maml")
         self.engine  # noqa: B018  raises where the choices exclude each other
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"--clip must be above 0, but {self.clip} came")
@@ -156,8 +163,10 @@ class Recipe(ABC):
 
     def learner(self) -> Learner:
         """The learner before training."""
-        return Learner(self.initial_model(), self.loss, SGD(self.inner_lr), steps=self.inner_steps, adapt=self.adapt,
-                       derivative=self.derivative, engine=self.engine)  # fmt: skip
+        build: Callable[..., Learner] = getattr(algorithms, self.algorithm)
+        derivative = {} if self.derivative == "exact" else {"derivative": self.derivative}
+        return build(self.initial_model(), self.loss, lr=self.inner_lr, steps=self.inner_steps, adapt=self.adapt,
+                     engine=self.engine, **derivative)  # fmt: skip
 
     def training(self) -> Training:
         """The settings of the outer loop."""

@@ -1,0 +1,166 @@
+"""Every method of the family at an equal budget, on real few-shot classes: accuracy, seconds, peak memory.
+
+python -m benchmarks.methods [--methods maml anil ...] [--data omniglot glyphs] [--iterations N] [--out FOLDER]
+
+Each method is a `fewstep train` and a `fewstep evaluate` of its own, with one thread, two at a time. What has been
+evaluated is not run again; what was stopped goes on. Settings beside the budget are those of METHODS: the methods' own
+papers where those are for this data, else the recipe's. None is tuned on test classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from benchmarks.workloads import origin
+from fewstep.errors import InputError
+
+DATA = {
+    "omniglot": ["omniglot-20way-1shot", "--meta-batch", "4"],
+    "glyphs": ["glyphs-5way-1shot", "--meta-batch", "4", "--inner-steps", "5", "--inner-lr", "0.1"],
+}
+# What a method needs beside the recipe's settings.
+METHODS: dict[str, list[str]] = {
+    "maml": [],
+    "fomaml": [],
+    "hf_maml": [],
+    "reptile": [],
+    "anil": [],
+    "boil": [],
+    "cavia": ["--inner-lr", "1.0"],
+    "proto_maml": [],
+    "unicorn_maml": [],
+    "meta_sgd": [],
+    "maml_pp": ["--schedule", "cosine"],
+    "meta_curvature": [],
+    "t_net": [],
+    "warp_grad": [],
+    "alfa": [],
+    "imaml": [],
+    "sharp_maml": [],
+    "l2f": [],
+    "bmg": [],
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to train, and how long."""
+
+    methods: tuple[str, ...] = ()
+    """By default all."""
+    data: tuple[str, ...] = tuple(DATA)
+    """Of omniglot and glyphs."""
+    iterations: int = 1000
+    """Meta-updates of 4 tasks each."""
+    validation: int = 100
+    """Validation episodes, four times in a training."""
+    episodes: int = 600
+    """Test episodes."""
+    at_once: int = 2
+    """Processes of one thread each."""
+    plan: bool = False
+    """Let each method plan its engine; else all take compiled pieces, one task at a time."""
+    compiled: bool = True
+    """Without a plan: compile."""
+    out: Path = Path("runs/methods")
+    """Folder of the runs and of methods.json and methods.md."""
+
+
+def main(options: Options) -> None:
+    """Train and judge every method, then write the table."""
+    chosen = options.methods or tuple(METHODS)
+    if unknown := [name for name in (*chosen, *options.data) if name not in {**METHODS, **DATA}]:
+        raise InputError(f"unknown {', '.join(unknown)}; there are: {', '.join({**METHODS, **DATA})}")
+    console = Console()
+    console.print(origin("benchmarks.methods"), highlight=False)
+    jobs = [(data, method) for data in options.data for method in chosen]
+    with ThreadPoolExecutor(options.at_once) as pool:
+        for line in pool.map(lambda job: _run(*job, options), jobs):
+            console.print(line, highlight=False)
+    text = as_markdown(options.out)
+    (options.out / "methods.md").write_text(f"{origin('benchmarks.methods')}\n\n{text}")
+    console.print(options.out / "methods.md", highlight=False)
+
+
+def _run(data: str, method: str, options: Options) -> str:
+    """One method on one kind of data, from where it stands, in words."""
+    folder = options.out / data / method
+    if (folder / "cost.json").exists():
+        return f"{data}, {method}: there already"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    kind = "pieces" if options.compiled else "no"
+    engine = ["--no-plan", "--compile", kind, "--chunk", "1", "--convolution", "matmul"]
+    train = [*DATA[data], "--algorithm", method, *METHODS[method], "--iterations", str(options.iterations),
+             "--check-every", str(max(options.iterations // 4, 1)), "--validation-episodes", str(options.validation),
+             "--test-steps", "5", "--out", str(folder)]  # fmt: skip
+    log = options.out / data / f"{method}.log"
+    code, peak = _wait(["train", *train, *([] if options.plan else engine)], log)
+    if code == 0:
+        code, _ = _wait(["evaluate", str(folder), "--no-baselines", "--episodes", str(options.episodes)], log)
+    if code:
+        return f"{data}, {method}: failed with code {code}, see {log}"
+    (folder / "cost.json").write_text(json.dumps({"peak_mib": peak / 2**10, "seconds": _seconds(folder)}))
+    return f"{data}, {method}: {_accuracy(folder)}"
+
+
+def _wait(arguments: Sequence[str], log: Path) -> tuple[int, int]:
+    """Exit code and peak resident set in KiB of a `fewstep` command with one thread."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("a") as output:
+        process = subprocess.Popen([sys.executable, "-m", "fewstep", *arguments], stdout=output, stderr=output,
+                                   env=environment)  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait again
+    return process.returncode, usage.ru_maxrss
+
+
+def _seconds(folder: Path) -> float:
+    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return max(event.get("seconds", 0.0) for event in events)
+
+
+def _accuracy(folder: Path) -> str:
+    last = json.loads((folder / "evaluation.json").read_text())["by_step"][-1]
+    return f"{100 * last['mean']:.2f} ± {100 * last['ci95']:.2f} %"
+
+
+def as_markdown(out: Path) -> str:
+    """A table for each kind of data, the best method first."""
+    parts = []
+    for data in DATA:
+        rows = [_row(cost.parent) for cost in sorted(out.glob(f"{data}/*/cost.json"))]
+        if rows:
+            rows.sort(key=lambda row: -row["mean"])
+            head = "| method | accuracy | after 1 step | seconds | peak MiB |\n|---|---:|---:|---:|---:|"
+            body = "\n".join(row["text"] for row in rows)
+            parts.append(f"### {data}: {rows[0]['about']}\n\n{head}\n{body}\n")
+    return "\n".join(parts)
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    cost = json.loads((folder / "cost.json").read_text())
+    cells = [f"{100 * point['mean']:.2f} ± {100 * point['ci95']:.2f}" for point in evaluation["by_step"]]
+    last = evaluation["by_step"][-1]
+    about = (
+        f"{evaluation['iterations']:,} iterations at most, {last['step']} steps at test, {evaluation['episodes']} "
+        f"episodes, {evaluation['protocol']['queries_per_class']} query a class, "
+        f"{evaluation['protocol']['normalisation']}, seed {evaluation['seed']}"
+    )
+    text = f"| {folder.name} | **{cells[-1]}** | {cells[1]} | {cost['seconds']:.0f} | {cost['peak_mib']:.0f} |"
+    return {"mean": last["mean"], "about": about, "text": text}
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
