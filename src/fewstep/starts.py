@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fewstep.engine import Runner
 from fewstep.errors import InputError
-from fewstep.functional import Objective, Place, Tensors, head_of, is_pair, matching, tensors_by_name
+from fewstep.functional import Objective, Place, Tensors, head_of, matching, tensors_by_name
 from fewstep.per_task import per_task
-from fewstep.task import Batch
+from fewstep.task import Batch, is_pair
 
 Known = Hashable
 
