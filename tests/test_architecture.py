@@ -18,7 +18,7 @@ ROWS = [
     ["errors", "replay", "losses", "watch", "convolution", "footprint"],
     ["task", "pooling", "channels_last", "compilation"],
     ["patterns", "normalisation"],
-    ["ragged"],
+    ["ragged", "loss_of"],
     ["functional"],
     ["engine", "models", "updates", "adapted"],
     ["per_task", "problem"],

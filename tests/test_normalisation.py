@@ -21,6 +21,7 @@ import fewstep
 from fewstep import Engine, InputError, Learner, Task, models
 from fewstep.cli import main
 from fewstep.data import Episodes
+from fewstep.diagnose import where_not_finite
 from fewstep.models.layers import OffsetNorm
 from fewstep.normalisation import MEANINGS, Policy
 from tests.reference import meta_gradient, relative_error
@@ -472,6 +473,14 @@ def test_errors() -> None:
     with pytest.raises(InputError, match=r"with fewstep.use_batch_statistics") as raised:
         learner_of(instance, "batch")
     assert "normalisation='batch'" not in str(raised.value)
+
+
+@pytest.mark.parametrize("policy", get_args(Policy))
+def test_a_divergence_is_found_under_each_policy(policy: Policy) -> None:
+    learner = learner_of(build("conv4"), policy)
+    fewstep.calibrate(learner, Drawn(tasks=2), batches=1)
+    learner.update = fewstep.maml(build("conv4"), functional.cross_entropy, lr=1e200).update
+    assert "after inner step 1 the output of layer 'blocks.1" in where_not_finite(learner, draw())
 
 
 def test_calibration_that_fails_leaves_the_policy() -> None:

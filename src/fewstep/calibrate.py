@@ -43,8 +43,7 @@ def calibrate(learner: Learner, episodes: Episodes, *, batches: int = 10, steps:
     steps = learner.steps if steps is None else steps
     if batches < 1 or steps < 0:
         raise InputError(
-            "calibration needs at least 1 batch of tasks and 0 inner steps, but "
-            f"{batches} batches and {steps} steps came"
+            f"calibration needs at least 1 batch of tasks and 0 inner steps, but {batches} and {steps} came"
         )
     policy, learner.normalisation = learner.normalisation, "batch"
     try:

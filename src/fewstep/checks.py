@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fewstep.errors import FallbackWarning, FewstepError, InputError
-from fewstep.functional import Objective, Tensors, is_pair
+from fewstep.functional import Objective, Tensors
 from fewstep.normalisation import Policy, normalised
 from fewstep.replay import Moment
-from fewstep.task import Batch, Task, map_tensors, task_count
+from fewstep.task import Batch, Task, is_pair, map_tensors, task_count
 
 
 def check_tasks(tasks: Task) -> None:

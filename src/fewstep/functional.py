@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.errors import InputError
-from fewstep.normalisation import Policy, Statistics, batch_norms, check_policy, normalised
+from fewstep.loss_of import LossOf
+from fewstep.normalisation import Policy, check_policy
 from fewstep.patterns import matching
-from fewstep.task import Batch, Joint, Task
+from fewstep.task import Batch, Joint, Task, is_pair
 
 Loss = Callable[..., Tensor]
 Tensors = dict[str, Tensor]
@@ -51,7 +51,7 @@ class Objective:
         if not callable(loss) or not callable(inner_loss or loss):
             raise InputError(f"the loss must be callable, but a {type(loss).__name__} came")
         self.model = model
-        self.module = _LossOf(model, loss, inner_loss)
+        self.module = LossOf(model, loss, inner_loss)
         own = [name for name, value in self.module.named_parameters() if value.requires_grad]
         trainable = [name.removeprefix("model.") for name in own if name.startswith("model.")]
         self.adapted = [f"model.{name}" for name in matching(trainable, adapt)]
@@ -228,38 +228,6 @@ class Objective:
             f"the model writes to its buffer {listed} in its forward pass, which would make meta-gradients wrong; "
             "return a new tensor instead, or put that module in eval mode"
         )
-
-
-class _LossOf(nn.Module):
-    """One forward pass from batch to loss, so that one functional call swaps the parameters of all parts."""
-
-    def __init__(self, model: nn.Module, loss: Loss, inner_loss: Loss | None) -> None:
-        super().__init__()
-        self.model = model
-        self.loss = loss
-        self.inner_loss = inner_loss
-        self.statistics, self.layers = Statistics(), batch_norms(model)
-        self.normalisation: Policy | None = None
-
-    def forward(self, batch: Batch, query: bool) -> tuple[Any, Any]:
-        loss = self.loss if query or self.inner_loss is None else self.inner_loss
-        if isinstance(batch, Joint):
-            before, x = len(batch.before), torch.cat([batch.before, batch.x])
-            with normalised(self.normalisation, self.statistics, self.layers, before, len(x)):
-                prediction = self.model(x)[before:]
-                return loss(prediction, batch.y), prediction
-        with normalised(self.normalisation, self.statistics, self.layers):
-            if not is_pair(batch):
-                result: Any = loss(self.model, batch)
-                return result if isinstance(result, tuple) else (result, None)
-            x, y = batch
-            prediction = self.model(x)
-            return loss(prediction, y), prediction
-
-
-def is_pair(batch: Batch) -> bool:
-    """Whether a batch is `(x, y)`, so that its loss is `loss(model(x), y)`."""
-    return isinstance(batch, tuple | list) and len(batch) == 2
 
 
 def _owners(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[nn.Module, str]]:

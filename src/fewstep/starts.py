@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fewstep.engine import Runner
 from fewstep.errors import InputError
-from fewstep.functional import Objective, Place, Tensors, is_pair, tensors_by_name
+from fewstep.functional import Objective, Place, Tensors, tensors_by_name
 from fewstep.patterns import head_of, matching
 from fewstep.per_task import per_task
-from fewstep.task import Batch
+from fewstep.task import Batch, is_pair
 
 Known = Hashable
 

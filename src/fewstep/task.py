@@ -51,6 +51,11 @@ class Joint(NamedTuple):
     y: Tensor
 
 
+def is_pair(batch: Batch) -> bool:
+    """Whether a batch is `(x, y)`, so that its loss is `loss(model(x), y)`."""
+    return isinstance(batch, tuple | list) and len(batch) == 2
+
+
 def one_task(batch: Batch) -> Batch:
     """Give the tensors of one task the leading task axis of length 1."""
     check_tensors(batch)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fewstep.errors import InputError
-from fewstep.functional import Loss, is_pair
+from fewstep.functional import Loss
 from fewstep.learner import Learner
-from fewstep.task import Batch, Task
+from fewstep.task import Batch, Task, is_pair
 from fewstep.updates import SGD
 
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.functional import is_pair
-from fewstep.task import Batch
+from fewstep.task import Batch, is_pair
 
 
 def ways_of(support: Batch) -> int:
