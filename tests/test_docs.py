@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 import torch
 
+import fewstep
+
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+METHODS = ROOT / "docs" / "methods"
+SECTIONS = ["What it is", "Equation", "When to use it", "Cost", "Usage", "Results"]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
@@ -22,11 +26,11 @@ LINK = re.compile(r"\]\(([^)\s]+)[^)]*\)")
 
 def snippets() -> Iterator[Any]:
     """Each python block of the README and of the pages in docs, with its page and first line."""
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = page.read_text(encoding="utf-8")
         for match in re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
             line = text[: match.start(1)].count("\n") + 1
-            yield pytest.param(page, line, match[1], id=f"{page.name}:{line}")
+            yield pytest.param(page, line, match[1], id=f"{page.relative_to(ROOT)}:{line}")
 
 
 @pytest.mark.parametrize(("page", "line", "code"), list(snippets()))
@@ -51,7 +55,7 @@ def test_example_runs(
     assert "after" in printed
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_local_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in LINK.findall(FENCE.sub("", text)):
@@ -68,6 +72,16 @@ def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_method_has_a_page_of_the_same_sections() -> None:
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in METHODS.glob("*.md") if page.stem != "README"}
+    assert set(pages) == {*fewstep.algorithms.__all__, "baselines"}
+    table = (METHODS / "README.md").read_text(encoding="utf-8")
+    for name, text in pages.items():
+        assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SECTIONS, name
+        assert "```python" in text, f"{name} has no snippet"
+        assert f"| [{name}]({name}.md) |" in table, f"{name} is missing in the table"
 
 
 def test_links_are_found() -> None:
