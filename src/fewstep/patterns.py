@@ -40,7 +40,7 @@ def head_of(model: nn.Module) -> str:
     >>> head_of(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     '2'
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not names:
         raise InputError(f"the model {type(model).__name__} has no linear layer to be its head; name one with head=...")
     return names[-1]

@@ -41,13 +41,15 @@ class _PerTask(torch.autograd.Function):
     @no_saved_tensors_hooks()
     def backward(ctx: Any, *v: Tensor) -> Gradients:
         refuse_twice()
-        runner, key, function, axis = ctx.about
+        runner: Runner = ctx.about[0]
+        key, function, axis = ctx.about[1:]
         tensors = ctx.saved_tensors
         wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed)
 
         def pulled(*inputs: Tensor) -> tuple[Tensor, ...]:
             point, cotangents = inputs[: len(tensors)], inputs[len(tensors) :]
-            return runner.engine.differentiate(lambda *own: dot(function(*own), cotangents), wanted)(*point)[0]
+            gradients, _ = runner.engine.differentiate(lambda *own: dot(function(*own), cotangents), wanted)(*point)
+            return gradients
 
         with ctx.moment.again():
             grads = runner.run((key, "pulled", wanted), pulled, [*tensors, *v], [*axis, *[True] * len(v)],
@@ -57,7 +59,8 @@ class _PerTask(torch.autograd.Function):
     @staticmethod
     @no_saved_tensors_hooks()
     def jvp(ctx: Any, *given: Tensor | None) -> tuple[Tensor, ...]:
-        runner, key, function, axis = ctx.about
+        runner: Runner = ctx.about[0]
+        key, function, axis = ctx.about[1:]
         tensors, tangents = ctx.saved_tensors, given[4:]
         moving = tuple(i for i, tangent in enumerate(tangents) if tangent is not None)
         u = [tangent.contiguous() for tangent in tangents if tangent is not None]
