@@ -22,6 +22,7 @@ UNIT = 6.0  # seconds to compile one gradient, until the first has been compiled
 EAGER = 0.4  # the part of the time that eager engines may take, where others are to be compiled
 SLOW, LATE = 2.5, 1.0  # an engine is not timed whose first step takes this many times as long as the fastest, and 1 s
 HOPELESS = 1.5  # a number of tasks at a time is not compiled that takes this many times as long as the best, eagerly
+SMALL = 2048  # pixels of an image whose convolutions are fastest as matrix products; 28x28 is, 84x84 is not
 CACHED = 2  # tasks at a time at most for the first engine with convolutions that is compiled for a CPU
 
 
@@ -58,8 +59,9 @@ class Search:
         self.units: list[float] = []  # seconds that it took to compile one gradient
         with _Conv2dSeen() as seen:
             self.loop = bench.run(LOOP)
-        self.convolutions = ("native", "matmul", "channels_last") if seen.any else ()
-        most = (1 if seen.any else MOST_UNROLLED) if bench.learner.unrollable else -1
+        self.convolutions = ("native", "matmul", "channels_last") if seen.pixels else ()
+        self.pixels = seen.pixels
+        most = (1 if seen.pixels else MOST_UNROLLED) if bench.learner.unrollable else -1
         self.kinds = _kinds(bench.learner.steps, most, fixed.get("compile"))
         self.end = start + seconds
         self.eager_end = start + seconds * (EAGER if self.kinds else 1)
@@ -127,19 +129,19 @@ class Search:
     def _first_compiled(self, eager: Engine) -> Iterator[Engine | None]:
         """What to compile first, by the fastest eager engine: there may be no time for a second.
 
-        Compiled, small convolutions are fastest as matrix products; eagerly they are not, so that it tells nothing of
-        them. The convolutions of large images fill the machine one task after another.
+        Compiled, convolutions of small images are fastest as matrix products; eagerly they are not, so that it tells
+        nothing of them. Those of large images fill the machine one task after another.
         """
         on_cpu = self.bench.device.type == "cpu"
         sizes = [size for size in self.chunks if (size or self.bench.tasks.size) <= CACHED] if on_cpu else []
         chunk = [eager.chunk, *sizes][-1]
         for kind in self.kinds:
             twin = _changed(eager, product=self.fixed.get("product", "reverse"), compile=kind)
-            if self.convolutions and eager.method == "loop":
-                yield twin
             if self.convolutions:
-                small = {"method": "vmap", "chunk": chunk, "convolution": "matmul"}
-                yield _changed(Engine(), **{**self.fixed, **small, "compile": kind})
+                small: dict[str, Any] = {"method": "vmap", "chunk": chunk, "convolution": "matmul"}
+                large: dict[str, Any] = {"method": "loop", "chunk": None, "convolution": "channels_last"}
+                likely = small if self.pixels <= SMALL else large
+                yield _changed(Engine(), **{**self.fixed, **likely, "compile": kind})
             yield twin
 
     def _attempt(self, engine: Engine | None) -> bool:
@@ -249,10 +251,11 @@ def _changed(engine: Engine, **changes: Any) -> Engine | None:
 
 
 class _Conv2dSeen(TorchFunctionMode):
-    """Notes whether a two-dimensional convolution runs."""
+    """Notes the pixels of the largest image that a two-dimensional convolution gets; 0 where there is none."""
 
-    any = False
+    pixels = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.any = self.any or func is torch.conv2d
+        if func is torch.conv2d:
+            self.pixels = max(self.pixels, args[0].shape[-1] * args[0].shape[-2])
         return func(*args, **(kwargs or {}))
