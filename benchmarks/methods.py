@@ -26,8 +26,8 @@ from benchmarks.workloads import origin
 from fewstep.errors import InputError
 
 DATA = {
-    "omniglot": ["omniglot-20way-1shot", "--meta-batch", "4"],
-    "glyphs": ["glyphs-5way-1shot", "--meta-batch", "4", "--inner-steps", "5", "--inner-lr", "0.1"],
+    "omniglot": ["omniglot-20way-1shot", "--meta-batch", "4", "--inner-steps", "3"],
+    "glyphs": ["glyphs-5way-1shot", "--meta-batch", "4", "--inner-steps", "3", "--inner-lr", "0.1"],
 }
 # What a method needs beside the recipe's settings.
 METHODS: dict[str, list[str]] = {

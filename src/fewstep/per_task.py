@@ -60,7 +60,8 @@ class _PerTask(torch.autograd.Function):
     @no_saved_tensors_hooks()
     def jvp(ctx: Any, *given: Tensor | None) -> tuple[Tensor, ...]:
         runner: Runner = ctx.about[0]
-        key, function, axis = ctx.about[1:]
+        function: Function = ctx.about[2]
+        key, axis = ctx.about[1], ctx.about[3]
         tensors, tangents = ctx.saved_tensors, given[4:]
         moving = tuple(i for i, tangent in enumerate(tangents) if tangent is not None)
         u = [tangent.contiguous() for tangent in tangents if tangent is not None]
