@@ -63,8 +63,8 @@ class Options:
     """Of omniglot and glyphs."""
     iterations: int = 1000
     """Meta-updates of 4 tasks each."""
-    validation: int = 100
-    """Validation episodes, four times in a training."""
+    validation: int = 60
+    """Validation episodes, twice in a training."""
     episodes: int = 600
     """Test episodes."""
     at_once: int = 2
@@ -102,12 +102,13 @@ def _run(data: str, method: str, options: Options) -> str:
     kind = "pieces" if options.compiled else "no"
     engine = ["--no-plan", "--compile", kind, "--chunk", "1", "--convolution", "matmul"]
     train = [*DATA[data], "--algorithm", method, *METHODS[method], "--iterations", str(options.iterations),
-             "--check-every", str(max(options.iterations // 4, 1)), "--validation-episodes", str(options.validation),
+             "--check-every", str(max(options.iterations // 2, 1)), "--validation-episodes", str(options.validation),
              "--test-steps", "5", "--out", str(folder)]  # fmt: skip
     log = options.out / data / f"{method}.log"
     code, peak = _wait(["train", *train, *([] if options.plan else engine)], log)
     if code == 0:
-        code, _ = _wait(["evaluate", str(folder), "--no-baselines", "--episodes", str(options.episodes)], log)
+        code, _ = _wait(["evaluate", str(folder), "--no-baselines", "--protocols", "first", "--episodes",
+                         str(options.episodes)], log)  # fmt: skip
     if code:
         return f"{data}, {method}: failed with code {code}, see {log}"
     (folder / "cost.json").write_text(json.dumps({"peak_mib": peak / 2**10, "seconds": _seconds(folder)}))
@@ -151,11 +152,12 @@ def as_markdown(out: Path) -> str:
 def _row(folder: Path) -> dict[str, Any]:
     evaluation = json.loads((folder / "evaluation.json").read_text())
     cost = json.loads((folder / "cost.json").read_text())
+    iterations = json.loads((folder / "config.json").read_text())["iterations"]
     cells = [f"{100 * point['mean']:.2f} ± {100 * point['ci95']:.2f}" for point in evaluation["by_step"]]
     last = evaluation["by_step"][-1]
     about = (
-        f"{evaluation['iterations']:,} iterations at most, {last['step']} steps at test, {evaluation['episodes']} "
-        f"episodes, {evaluation['protocol']['queries_per_class']} query a class, "
+        f"{iterations:,} iterations, the best validated weights, {last['step']} steps at test, "
+        f"{evaluation['episodes']} episodes, {evaluation['protocol']['queries_per_class']} query a class, "
         f"{evaluation['protocol']['normalisation']}, seed {evaluation['seed']}"
     )
     text = f"| {folder.name} | **{cells[-1]}** | {cells[1]} | {cost['seconds']:.0f} | {cost['peak_mib']:.0f} |"

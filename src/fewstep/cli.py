@@ -138,6 +138,8 @@ class _Evaluate:
     """Also train (once) and judge the baselines."""
     episodes: int | None = None
     """Test tasks; None takes as many as the recipe says."""
+    protocols: Literal["all", "first"] = "all"
+    """All test protocols of the recipe, or only the first: the paper's own."""
     normalisation: Literal["batch", "support", "running", "per_step"] = "batch"
     """By which statistics batch norm goes: those of the batch at hand, transductive as in the paper; of the support
     set; or of training tasks, overall or for each inner step."""
@@ -145,7 +147,8 @@ class _Evaluate:
 
 def _evaluate(arguments: list[str]) -> None:
     options = _parsed(_Evaluate, "fewstep evaluate", arguments)
-    evaluation = evaluate_run(options.run, options.weights, options.baselines, options.episodes, options.normalisation)
+    evaluation = evaluate_run(options.run, options.weights, options.baselines, options.episodes, options.normalisation,
+                              options.protocols)  # fmt: skip
     console = Console()
     for protocol in (evaluation, *evaluation["other_protocols"]):
         console.print(table({**evaluation, **protocol}))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fewstep.baselines import Contender, contend
 from fewstep.calibrate import calibrate
@@ -73,11 +73,12 @@ def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episod
 
 def evaluate_run(
     path: Path, weights: str = "best", baselines: bool = True, episodes: int | None = None,
-    normalisation: Policy = "batch",
+    normalisation: Policy = "batch", protocols: Literal["all", "first"] = "all",
 ) -> dict[str, Any]:  # fmt: skip
     """Judge a run on the test tasks of its recipe, beside the baselines, and write evaluation.json.
 
     normalisation : by which statistics batch norm goes, in the learner and in the baselines
+    protocols : all test protocols of the recipe, or only the first, the paper's own
     """
     run = Run(path)
     name, recipe = recipe_of(run)
@@ -92,7 +93,8 @@ def evaluate_run(
     _prepare(policy, recipe.episodes("train"), recipe.test_steps, learner)
     contenders = contenders_of(recipe, run, policy) if baselines else []
     results = []
-    for title, tasks in recipe.protocols().items():
+    chosen = list(recipe.protocols().items())[: 1 if protocols == "first" else None]
+    for title, tasks in chosen:
         entry = _entry(recipe, learner, tasks, recipe.test_steps)
         unadapted = {**entry, "by_step": entry["by_step"][:1]}
         entry["baselines"] = {"the same net without adaptation": unadapted}

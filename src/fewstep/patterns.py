@@ -34,16 +34,31 @@ def matching(names: Sequence[str], patterns: str | Sequence[str], what: str = "t
     return [name for name in names if name in chosen]
 
 
-def head_of(model: nn.Module) -> str:
-    """The name of the model's head, its last linear layer. `InputError` where there is none.
+def head_of(model: nn.Module, head: str | None = None) -> str:
+    """The name of the model's head: the submodule `head`, or its last linear layer. `InputError` where there is none.
 
     >>> head_of(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
     '2'
     """
-    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not names:
-        raise InputError(f"the model {type(model).__name__} has no linear layer to be its head; name one with head=...")
-    return names[-1]
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if head is None:
+        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise InputError(
+                f"the model {type(model).__name__} has no linear layer to be its head; name one with head=..."
+            )
+        return linear[-1]
+    if head not in modules:
+        raise InputError(f"the model has no submodule {head!r}; there are: {', '.join(filter(None, modules))}")
+    return head
+
+
+def linear_head(model: nn.Module, head: str | None = None) -> tuple[str, nn.Linear]:
+    """The name of the head, found as by `head_of`, and the layer; `InputError` unless it is an `nn.Linear`."""
+    name = head_of(model, head)
+    if not isinstance(module := model.get_submodule(name), nn.Linear):
+        raise InputError(f"the head must be a linear layer, but {name!r} names a {type(module).__name__}")
+    return name, module
 
 
 def adapted_parameters(model: nn.Module, adapt: str | Sequence[str] = "*") -> dict[str, Tensor]:
@@ -70,10 +85,7 @@ def adapted_part(model: nn.Module, part: Literal["head", "body"], adapt: str | S
     >>> adapted_part(model, "head"), adapted_part(model, "body", "~*.bias")
     (['1.weight', '1.bias'], ['0.weight'])
     """
-    head = head_of(model) if head is None else head
-    modules = dict(model.named_modules())
-    if head not in modules:
-        raise InputError(f"the model has no submodule {head!r}; there are: {', '.join(filter(None, modules))}")
+    head = head_of(model, head)
     names = [name.removeprefix("model.") for name in adapted_parameters(model, adapt)]
     of_head = {name for name in names if name.startswith(f"{head}." if head else "")}
     chosen = [name for name in names if (name in of_head) == (part == "head")]

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fewstep.engine import Runner
 from fewstep.errors import InputError
 from fewstep.functional import Objective, Place, Tensors, tensors_by_name
-from fewstep.patterns import head_of, matching
+from fewstep.patterns import linear_head, matching
 from fewstep.per_task import per_task
 from fewstep.task import Batch, is_pair
 
@@ -69,10 +69,7 @@ class _Head:
     """What starts of a linear head have in common: its name, and the number of ways, read from the labels."""
 
     def __init__(self, model: nn.Module, head: str | None = None) -> None:
-        self.head = head_of(model) if head is None else head
-        module = dict(model.named_modules()).get(self.head)
-        if not isinstance(module, nn.Linear):
-            raise InputError(f"the head must be a linear layer, but {self.head!r} names a {type(module).__name__}")
+        self.head, module = linear_head(model, head)
         place = ".".join(filter(None, ["model", self.head]))  # a model may be nothing but its head
         self.weight, self.bias = f"{place}.weight", f"{place}.bias"
         self.has_bias = module.bias is not None

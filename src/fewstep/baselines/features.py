@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from fewstep.errors import InputError
+from fewstep.patterns import head_of
 
 
 def features_of(model: nn.Module, head: str | None = None) -> nn.Module:
@@ -21,7 +22,7 @@ def features_of(model: nn.Module, head: str | None = None) -> nn.Module:
     >>> features_of(model)(torch.tensor([[-1.0, 3.0]]))
     tensor([[0., 3.]])
     """
-    return _Features(model, name_of_head(model, head))
+    return _Features(model, head_of(model, head))
 
 
 class _Features(nn.Module):
@@ -40,24 +41,3 @@ class _Features(nn.Module):
         if not found:
             raise InputError(f"the model did not call its head '{self.head}'; name another submodule")
         return found[-1]
-
-
-def name_of_head(model: nn.Module, head: str | None) -> str:
-    """The name of the submodule `head`, or of the last `nn.Linear`; `InputError` where there is none."""
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    if head is None:
-        linear: list[str] = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-        if not linear:
-            raise InputError(f"{type(model).__name__} has no nn.Linear to take for its head; name a submodule")
-        return linear[-1]
-    if head not in modules:
-        raise InputError(f"the model has no submodule '{head}'; there are: {', '.join(filter(None, modules))}")
-    return head
-
-
-def linear_head(model: nn.Module, head: str | None) -> tuple[str, nn.Linear]:
-    """The name of the head, found as by `name_of_head`, and the layer; `InputError` unless it is an `nn.Linear`."""
-    name = name_of_head(model, head)
-    if not isinstance(module := model.get_submodule(name), nn.Linear):
-        raise InputError(f"the head must be an nn.Linear, but '{name}' is a {type(module).__name__}")
-    return name, module

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from fewstep.baselines.features import linear_head
 from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.learner import Learner
+from fewstep.patterns import linear_head
 from fewstep.updates import SGD
 
 
