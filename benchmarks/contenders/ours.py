@@ -20,6 +20,7 @@ NEEDS = None
 # The one place that knows the engines' options, by what they are good for.
 EAGER: list[dict[str, Any]] = [{}, {"chunk": 4}, {"chunk": 8}]
 TINY: list[dict[str, Any]] = [{"compile": "pieces"}, {"compile": "step"}]
+ATTENTION: list[dict[str, Any]] = [{"compile": "pieces"}, {"compile": "step", "method": "loop"}]
 FEW_STEPS: list[dict[str, Any]] = [{"compile": "step", "chunk": size, "convolution": "matmul"} for size in (2, 1)]
 MANY_STEPS: list[dict[str, Any]] = [{"compile": "pieces", "chunk": 1, "convolution": "matmul"}]
 LARGE: list[dict[str, Any]] = [{"compile": "pieces", "method": "loop", "convolution": "channels_last"}]
@@ -30,8 +31,10 @@ def variants(workload: Workload, compiled: bool = False) -> dict[str, dict[str, 
     if not compiled:
         found = [options for options in EAGER if options.get("chunk", 0) <= workload.tasks.size]
         found = found[:1] if workload.tiny else found
-    elif workload.name in ("sinusoid", "transformer"):
+    elif workload.name == "sinusoid":
         found = TINY
+    elif workload.name == "transformer":
+        found = ATTENTION
     elif workload.name.startswith("mini"):
         found = LARGE
     else:
