@@ -398,3 +398,27 @@ def test_adaptation_that_diverges_says_so(sinusoids: Task) -> None:
     learner = Learner(fewstep.models.mlp(init="normal"), functional.mse_loss, SGD(1e6), steps=30)
     with pytest.raises(fewstep.DivergenceError, match="not finite after adaptation; lower the inner learning rate"):
         learner.adapt((sinusoids.support[0][0], sinusoids.support[1][0]))
+
+
+def test_a_module_that_is_used_twice_keeps_its_parameters(sinusoids: Task) -> None:
+    torch.manual_seed(0)
+    twice, tied = nn.Linear(4, 4), nn.Linear(4, 4)
+    tied.weight = twice.weight
+    model = nn.Sequential(nn.Linear(1, 4), twice, nn.Tanh(), twice, tied, nn.Linear(4, 1))
+    learner, before = maml(model, functional.mse_loss, lr=0.01), dict(model.named_parameters())
+    first = meta_gradient(learner(sinusoids), list(learner.parameters()))
+    assert all(value is before[name] for name, value in model.named_parameters())
+    assert torch.equal(meta_gradient(learner(sinusoids), list(learner.parameters())), first)
+
+    def query_loss() -> float:
+        return float(learner(sinusoids).sum())
+
+    learner(sinusoids).sum().backward()
+    direction = torch.randn(4, 4)
+    assert twice.weight.grad is not None
+    slope = (twice.weight.grad * direction).sum()
+    with torch.no_grad():
+        twice.weight.add_(direction, alpha=1e-2)
+        above = query_loss()
+        twice.weight.sub_(direction, alpha=2e-2)
+        assert (above - query_loss()) / 2e-2 == pytest.approx(slope.item(), rel=1e-2)

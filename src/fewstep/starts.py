@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fewstep.engine import Runner
@@ -139,7 +138,7 @@ def inputs_of(layer: str, objective: Objective, tensors: Tensors, batch: Batch) 
 
     handle = objective.model.get_submodule(layer).register_forward_pre_hook(look)
     try:
-        functional_call(objective.module, {**objective.buffers(), **tensors}, (batch, False))
+        objective.call(tensors, batch, query=False)
     except _FoundError:
         pass
     finally:
