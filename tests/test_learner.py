@@ -422,3 +422,12 @@ def test_a_module_that_is_used_twice_keeps_its_parameters(sinusoids: Task) -> No
         above = query_loss()
         twice.weight.sub_(direction, alpha=2e-2)
         assert (above - query_loss()) / 2e-2 == pytest.approx(slope.item(), rel=1e-2)
+
+
+def test_a_learned_rule_is_in_the_learner_once(sinusoids: Task) -> None:
+    model = fewstep.models.mlp(init="xavier")
+    learner = fewstep.meta_sgd(model, functional.mse_loss, lr=0.01)
+    assert {name.partition(".")[0] for name in learner.state_dict()} == {"model", "update"}
+    learner.update = fewstep.updates.Clipped(SGD(0.01), norm=1.0)
+    learner(sinusoids)
+    assert len(list(learner.parameters())) == len(list(model.parameters()))
