@@ -431,3 +431,20 @@ def test_a_learned_rule_is_in_the_learner_once(sinusoids: Task) -> None:
     learner.update = fewstep.updates.Clipped(SGD(0.01), norm=1.0)
     learner(sinusoids)
     assert len(list(learner.parameters())) == len(list(model.parameters()))
+
+
+def test_a_start_with_parameters_of_its_own_is_refused_also_after_an_evaluation(sinusoids: Task) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.ones(1, 1))
+
+        def known(self, support: Any) -> None:
+            return None
+
+        def forward(self, objective: Any, tensors: Tensors, support: Any, known: Any) -> Tensors:
+            return {"model.weight": 2 * self.value}
+
+    learner = Learner(nn.Linear(1, 1), functional.mse_loss, SGD(0.1), steps=1, start=Own())
+    with torch.no_grad(), pytest.raises(InputError, match="whose gradient would be lost"):
+        learner.path(sinusoids)
