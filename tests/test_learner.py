@@ -448,3 +448,23 @@ def test_a_start_with_parameters_of_its_own_is_refused_also_after_an_evaluation(
     learner = Learner(nn.Linear(1, 1), functional.mse_loss, SGD(0.1), steps=1, start=Own())
     with torch.no_grad(), pytest.raises(InputError, match="whose gradient would be lost"):
         learner.path(sinusoids)
+
+
+@pytest.mark.parametrize("first", [None, "running"])
+def test_another_normalisation_before_the_backward_pass_is_refused(sinusoids: Task, first: Any) -> None:
+    model = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).eval()
+    learner = maml(model, functional.mse_loss, lr=0.1, normalisation=first)
+    losses = learner(sinusoids)
+    learner.normalisation = "batch"
+    with pytest.raises(InputError, match="to another normalisation, between forward and backward pass"):
+        losses.sum().backward()
+
+
+def test_another_mode_before_the_backward_pass_of_a_start_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+    learner = fewstep.proto_maml(model, functional.cross_entropy, lr=0.1, derivative="none")
+    batch = torch.randn(3, 4, 2), torch.tensor([0, 1, 0, 1]).expand(3, 4)
+    losses = learner(Task(batch, batch))
+    learner.eval()
+    with pytest.raises(InputError, match="from train to eval mode"):
+        losses.sum().backward()

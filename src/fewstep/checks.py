@@ -67,7 +67,7 @@ def look_once(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool) 
     gradient in fused norms that have a bias and no weight (`tests/test_gradient.py` pins the fault). And fused
     attention has no second derivative: from here on the objective takes the math kernel, which has one.
     """
-    kind = (exact, objective.normalisation, *objective.modes())
+    kind = (exact, *objective.modes())
     if kind in objective.looked_at:
         return
     device = tree_leaves(tasks.support)[0].device

@@ -168,14 +168,17 @@ class Objective:
         """How often each buffer has been written in place: `check_buffers` compares."""
         return {name: value._version for name, value in self.buffers().items()}
 
-    def modes(self) -> list[bool]:
-        """Which submodules are in train mode."""
-        return [module.training for module in self._modules]
+    def modes(self) -> list[Any]:
+        """By what batch norm goes, and which submodules are in train mode."""
+        return [self.normalisation, *[module.training for module in self._modules]]
 
-    def check_modes(self, before: list[bool]) -> None:
-        """Raise `InputError` where a submodule changed its mode: recomputing would give something else."""
+    def check_modes(self, before: list[Any]) -> None:
+        """Raise `InputError` where this has changed: recomputing would give something else."""
         if self.modes() != before:
-            raise InputError("the model went from train to eval mode, or back, between forward and backward pass")
+            raise InputError(
+                "the model went from train to eval mode, or back, or to another normalisation, between forward and "
+                "backward pass"
+            )
 
     def is_stacked(self, theta: Tensors) -> bool:
         """Whether adapted parameters have a task axis: at the start of adaptation they have none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -47,7 +48,9 @@ def first(start: Start | None, objective: Objective, runner: Runner, support: Ba
         return tuple(named[name] for name in objective.adapted)
 
     axis = [False] * len(names) + [True] * len(leaves)
-    return tensors_by_name(objective.adapted, per_task(runner, ("start", form, known), one, [*own, *leaves], axis))
+    same = partial(objective.check_modes, objective.modes())
+    values = per_task(runner, ("start", form, known), one, [*own, *leaves], axis, same)
+    return tensors_by_name(objective.adapted, values)
 
 
 class Zeros:
