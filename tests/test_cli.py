@@ -138,6 +138,7 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path: Path, capsys: pytest
         (["train", "sinusoid", "--iterations", "0"], "--iterations must be at least 1, but 0 came"),
         (["train", "sinusoid", "--device", "nowhere"], "--device 'nowhere' cannot be used"),
         (["train", "sinusoid", "--derivative", "third"], "'third'"),
+        (["train", "sinusoid", "--derivative", "none", "--algorithm", "reptile"], "what makes reptile what it is"),
         (["train", "glyphs-5way-1shot", "--ways", "9999", "--out", "unused"], "9999 ways asked of"),
         (["train", "sinusoid", "--inner-lr", "-1", "--out", "unused"], "inner learning rate must be above 0"),
         (["train", "sinusoid", "--clip", "-1"], "--clip must be above 0, but -1.0 came"),

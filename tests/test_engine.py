@@ -19,7 +19,7 @@ from fewstep.convolution import conv2d_by_matmul
 from fewstep.engine import Engine
 from fewstep.errors import FallbackWarning
 from fewstep.pooling import max_pool2d_by_comparison
-from fewstep.updates import SGD
+from fewstep.updates import SGD, Clipped
 from fewstep.watch import Watch
 from tests.reference import meta_gradient, relative_error
 
@@ -385,3 +385,22 @@ def test_bfloat16_is_near_and_keeps_float32_where_it_matters(method: str) -> Non
     *_, theta = learner.inner_loop(tasks.support, 2)
     assert {value.dtype for value in theta.values()} == {torch.float32}
     assert learner(tasks).dtype == torch.float32
+
+
+def test_a_rule_that_changes_inside_another_is_compiled_again() -> None:
+    class Rule:
+        def __init__(self) -> None:
+            self.lr = 0.1
+
+        def __call__(self, theta: Any, gradient: Any, state: Any, step: int) -> tuple[Any, Any]:
+            return {name: value - self.lr * gradient[name] for name, value in theta.items()}, state
+
+    rule = Rule()
+    learner = Learner(nn.Linear(1, 1), functional.mse_loss, Clipped(rule, norm=1e9), steps=1,
+                      engine=Engine(compile="step"))  # fmt: skip
+    batch = torch.randn(3, 4, 1), torch.randn(3, 4, 1)
+    learner(Task(batch, batch))
+    rule.lr = 0.5
+    compiled = learner(Task(batch, batch))
+    learner.engine = Engine()
+    assert torch.allclose(compiled, learner(Task(batch, batch)))

@@ -398,3 +398,73 @@ def test_adaptation_that_diverges_says_so(sinusoids: Task) -> None:
     learner = Learner(fewstep.models.mlp(init="normal"), functional.mse_loss, SGD(1e6), steps=30)
     with pytest.raises(fewstep.DivergenceError, match="not finite after adaptation; lower the inner learning rate"):
         learner.adapt((sinusoids.support[0][0], sinusoids.support[1][0]))
+
+
+def test_a_module_that_is_used_twice_keeps_its_parameters(sinusoids: Task) -> None:
+    torch.manual_seed(0)
+    twice, tied = nn.Linear(4, 4), nn.Linear(4, 4)
+    tied.weight = twice.weight
+    model = nn.Sequential(nn.Linear(1, 4), twice, nn.Tanh(), twice, tied, nn.Linear(4, 1))
+    learner, before = maml(model, functional.mse_loss, lr=0.01), dict(model.named_parameters())
+    first = meta_gradient(learner(sinusoids), list(learner.parameters()))
+    assert all(value is before[name] for name, value in model.named_parameters())
+    assert torch.equal(meta_gradient(learner(sinusoids), list(learner.parameters())), first)
+
+    def query_loss() -> float:
+        return float(learner(sinusoids).sum())
+
+    learner(sinusoids).sum().backward()
+    direction = torch.randn(4, 4)
+    assert twice.weight.grad is not None
+    slope = (twice.weight.grad * direction).sum()
+    with torch.no_grad():
+        twice.weight.add_(direction, alpha=1e-2)
+        above = query_loss()
+        twice.weight.sub_(direction, alpha=2e-2)
+        assert (above - query_loss()) / 2e-2 == pytest.approx(slope.item(), rel=1e-2)
+
+
+def test_a_learned_rule_is_in_the_learner_once(sinusoids: Task) -> None:
+    model = fewstep.models.mlp(init="xavier")
+    learner = fewstep.meta_sgd(model, functional.mse_loss, lr=0.01)
+    assert {name.partition(".")[0] for name in learner.state_dict()} == {"model", "update"}
+    learner.update = fewstep.updates.Clipped(SGD(0.01), norm=1.0)
+    learner(sinusoids)
+    assert len(list(learner.parameters())) == len(list(model.parameters()))
+
+
+def test_a_start_with_parameters_of_its_own_is_refused_also_after_an_evaluation(sinusoids: Task) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.value = nn.Parameter(torch.ones(1, 1))
+
+        def known(self, support: Any) -> None:
+            return None
+
+        def forward(self, objective: Any, tensors: Tensors, support: Any, known: Any) -> Tensors:
+            return {"model.weight": 2 * self.value}
+
+    learner = Learner(nn.Linear(1, 1), functional.mse_loss, SGD(0.1), steps=1, start=Own())
+    with torch.no_grad(), pytest.raises(InputError, match="whose gradient would be lost"):
+        learner.path(sinusoids)
+
+
+@pytest.mark.parametrize("first", [None, "running"])
+def test_another_normalisation_before_the_backward_pass_is_refused(sinusoids: Task, first: Any) -> None:
+    model = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).eval()
+    learner = maml(model, functional.mse_loss, lr=0.1, normalisation=first)
+    losses = learner(sinusoids)
+    learner.normalisation = "batch"
+    with pytest.raises(InputError, match="to another normalisation, between forward and backward pass"):
+        losses.sum().backward()
+
+
+def test_another_mode_before_the_backward_pass_of_a_start_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+    learner = fewstep.proto_maml(model, functional.cross_entropy, lr=0.1, derivative="none")
+    batch = torch.randn(3, 4, 2), torch.tensor([0, 1, 0, 1]).expand(3, 4)
+    losses = learner(Task(batch, batch))
+    learner.eval()
+    with pytest.raises(InputError, match="from train to eval mode"):
+        losses.sum().backward()

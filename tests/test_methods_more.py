@@ -552,3 +552,20 @@ def test_more_steps_than_in_training_and_a_plain_module_in_the_end(name: str, me
     assert type(adapted) is type(plain)
     torch.testing.assert_close(functional.cross_entropy(adapted(x), y), points[-1].loss[1], rtol=1e-12, atol=1e-12)
     assert abs(points[-1].loss[1] - points[STEPS].loss[1]) > 1e-6
+
+
+@pytest.mark.parametrize("name", fewstep.algorithms.__all__)
+def test_a_parameter_may_be_a_single_number(name: str) -> None:
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(1, 2)
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * super().forward(x)
+
+    model = nn.Sequential(Scaled(), nn.Tanh(), nn.Linear(2, 2))
+    learner = getattr(fewstep.algorithms, name)(model, functional.cross_entropy, lr=0.1, steps=2)
+    batch = torch.randn(3, 4, 1), torch.tensor([0, 1, 0, 1]).expand(3, 4)
+    learner(Task(batch, batch)).mean().backward()
+    assert all(value.grad is None or value.grad.isfinite().all() for value in learner.parameters())

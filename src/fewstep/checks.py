@@ -67,17 +67,17 @@ def look_once(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool) 
     gradient in fused norms that have a bias and no weight (`tests/test_gradient.py` pins the fault). And fused
     attention has no second derivative: from here on the objective takes the math kernel, which has one.
     """
-    kind = (exact, objective.normalisation, *objective.modes())
+    kind = (exact, *objective.modes())
     if kind in objective.looked_at:
         return
-    own, batch = of_one(map_tensors(lambda leaf: leaf[0].detach(), tasks.support))
-    device = tree_leaves(batch)[0].device
+    device = tree_leaves(tasks.support)[0].device
     with torch.enable_grad(), Moment.now(device).again(), _as_differentiated(), _Operators(exact) as seen:
+        own, batch = of_one(map_tensors(lambda leaf: leaf[0].detach(), tasks.support))
         loss = objective(own, batch, query=False)
     if loss.requires_grad:
         raise InputError(
-            "the loss depends on a parameter that is neither the model's nor its own, whose gradient would be lost; "
-            "make the loss an nn.Module that holds it"
+            "the loss or the start depends on a parameter that is neither the model's nor its own, whose gradient "
+            "would be lost; make the loss an nn.Module that holds it"
         )
     if exact and seen.fused_attention:
         objective.math_attention = True

@@ -61,6 +61,7 @@ class Objective:
         # Looking names up in a module is slow, and its structure does not change: remember who owns what.
         self._parameters = _owners(self.module, own)
         self._buffers = _owners(self.module, [name for name, _ in self.module.named_buffers()])
+        self._twins = _twins(self.module)
         self._modules = list(self.module.modules())
         self.looked_at: set[tuple[Any, ...]] = set()  # see `checks.look_once`
         self.math_attention = False  # see `checks.look_once`
@@ -147,27 +148,37 @@ class Objective:
 
     def outputs(self, tensors: Tensors, batch: Batch, *, query: bool = True) -> tuple[Tensor, Any]:
         """The loss of one task and, for an `(x, y)` batch, the model's prediction (else None)."""
-        # Buffers are handed in too, so that a module that replaces one does not keep what it wrote.
-        everything = {**self.buffers(), **tensors}
         with sdpa_kernel(SDPBackend.MATH) if self.math_attention else nullcontext():
-            loss, prediction = functional_call(self.module, everything, (batch, query))
+            loss, prediction = self.call(tensors, batch, query=query)
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             came = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"the loss must return one floating-point number for a task, but {came} came")
         return loss, prediction
 
+    def call(self, tensors: Tensors, batch: Batch, *, query: bool) -> tuple[Any, Any]:
+        """What the module gives for these tensors."""
+        # Buffers are handed in too, so that a module that replaces one does not keep what it wrote.
+        everything = {**self.buffers(), **tensors}
+        everything |= {twin: everything[name] for twin, name in self._twins.items() if name in everything}
+        # Not tied by PyTorch: in a module that is used twice it would leave what was handed in.
+        result: tuple[Any, Any] = functional_call(self.module, everything, (batch, query), tie_weights=False)
+        return result
+
     def buffer_versions(self) -> dict[str, int]:
         """How often each buffer has been written in place: `check_buffers` compares."""
         return {name: value._version for name, value in self.buffers().items()}
 
-    def modes(self) -> list[bool]:
-        """Which submodules are in train mode."""
-        return [module.training for module in self._modules]
+    def modes(self) -> list[Any]:
+        """By what batch norm goes, and which submodules are in train mode."""
+        return [self.normalisation, *[module.training for module in self._modules]]
 
-    def check_modes(self, before: list[bool]) -> None:
-        """Raise `InputError` where a submodule changed its mode: recomputing would give something else."""
+    def check_modes(self, before: list[Any]) -> None:
+        """Raise `InputError` where this has changed: recomputing would give something else."""
         if self.modes() != before:
-            raise InputError("the model went from train to eval mode, or back, between forward and backward pass")
+            raise InputError(
+                "the model went from train to eval mode, or back, or to another normalisation, between forward and "
+                "backward pass"
+            )
 
     def is_stacked(self, theta: Tensors) -> bool:
         """Whether adapted parameters have a task axis: at the start of adaptation they have none."""
@@ -234,6 +245,24 @@ def _owners(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[nn.Modul
     """For each dotted name the submodule that holds the tensor, and its name there."""
     parts = {name: name.rpartition(".") for name in names}
     return {name: (module.get_submodule(path), last) for name, (path, _, last) in parts.items()}
+
+
+def _twins(module: nn.Module) -> dict[str, str]:
+    """For tensors that several submodules hold, each further place by name, and the name of the first.
+
+    >>> one, two = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    >>> two.weight = one.weight
+    >>> _twins(nn.Sequential(one, two, one))
+    {'1.weight': '0.weight'}
+    """
+    first: dict[int, str] = {}
+    twins = {}
+    for path, part in module.named_modules():
+        for last, value in [*part._parameters.items(), *part._buffers.items()]:
+            name = f"{path}.{last}".removeprefix(".")
+            if value is not None and first.setdefault(id(value), name) != name:
+                twins[name] = first[id(value)]
+    return twins
 
 
 def tensors_by_name(names: Sequence[str], tensors: Sequence[Tensor]) -> Tensors:

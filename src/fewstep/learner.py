@@ -108,7 +108,7 @@ class Learner(nn.Module):
         self._check_engine(engine)
         self.runner = Runner(engine)
         self._checked: Any = None
-        self._watched = self.update
+        self._watched = [self.update]  # in a list: a module would become a submodule, and part of the state_dict
         self._watch = Watch([self.objective.module, self.loss, self.inner_loss, self.update, self.start, self.outer])
 
     @property
@@ -246,7 +246,7 @@ class Learner(nn.Module):
         """
         if self.engine.compile == "no":
             return self._checking(tasks)
-        if self._watched is not self.update:  # another rule: what was compiled has the old one in it
+        if self._watched[0] is not self.update:  # another rule: what was compiled has the old one in it
             self.engine = self.engine
         leaves, form = quickly_flat(tasks)
         forms = [(getattr(x, "shape", x), getattr(x, "dtype", x)) for x in leaves]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,14 +15,14 @@ from fewstep.replay import Moment, no_saved_tensors_hooks
 Gradients = tuple[Tensor | None, ...]
 
 
-def per_task(
-    runner: Runner, key: Any, function: Function, tensors: Sequence[Tensor], axis: Sequence[bool]
-) -> list[Tensor]:
+def per_task(runner: Runner, key: Any, function: Function, tensors: Sequence[Tensor], axis: Sequence[bool],
+             check: Callable[[], None]) -> list[Tensor]:  # fmt: skip
     """`function` of one task's tensors for every task, [B, ...] each; they can be differentiated once.
 
     axis : which tensors have a task axis;  key : as for `Runner.run`
+    check : called before the function is computed again; raises where that would give something else
     """
-    return list(_PerTask.apply(runner, key, function, tuple(axis), *tensors))  # type: ignore[no-untyped-call]
+    return list(_PerTask.apply(runner, key, function, tuple(axis), check, *tensors))  # type: ignore[no-untyped-call]
 
 
 class _PerTask(torch.autograd.Function):
@@ -31,8 +31,8 @@ class _PerTask(torch.autograd.Function):
     @staticmethod
     @no_saved_tensors_hooks()
     def forward(ctx: Any, runner: Runner, key: Any, function: Function, axis: tuple[bool, ...],
-                *tensors: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
-        ctx.about, ctx.moment = (runner, key, function, axis), Moment.now(tensors[-1].device)
+                check: Callable[[], None], *tensors: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
+        ctx.about, ctx.moment = (runner, key, function, axis, check), Moment.now(tensors[-1].device)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         return tuple(runner.run(key, function, tensors, axis))
@@ -42,9 +42,10 @@ class _PerTask(torch.autograd.Function):
     def backward(ctx: Any, *v: Tensor) -> Gradients:
         refuse_twice()
         runner: Runner = ctx.about[0]
-        key, function, axis = ctx.about[1:]
+        key, function, axis, check = ctx.about[1:]
+        check()
         tensors = ctx.saved_tensors
-        wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[4:]) if needed)
+        wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[5:]) if needed)
 
         def pulled(*inputs: Tensor) -> tuple[Tensor, ...]:
             point, cotangents = inputs[: len(tensors)], inputs[len(tensors) :]
@@ -54,7 +55,7 @@ class _PerTask(torch.autograd.Function):
         with ctx.moment.again():
             grads = runner.run((key, "pulled", wanted), pulled, [*tensors, *v], [*axis, *[True] * len(v)],
                                [not axis[i] for i in wanted])  # fmt: skip
-        return (None, None, None, None, *at_positions(wanted, grads, len(tensors)))
+        return (None, None, None, None, None, *at_positions(wanted, grads, len(tensors)))
 
     @staticmethod
     @no_saved_tensors_hooks()
@@ -62,7 +63,7 @@ class _PerTask(torch.autograd.Function):
         runner: Runner = ctx.about[0]
         function: Function = ctx.about[2]
         key, axis = ctx.about[1], ctx.about[3]
-        tensors, tangents = ctx.saved_tensors, given[4:]
+        tensors, tangents = ctx.saved_tensors, given[5:]
         moving = tuple(i for i, tangent in enumerate(tangents) if tangent is not None)
         u = [tangent.contiguous() for tangent in tangents if tangent is not None]
 

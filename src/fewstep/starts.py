@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from fewstep.engine import Runner
@@ -48,7 +48,9 @@ def first(start: Start | None, objective: Objective, runner: Runner, support: Ba
         return tuple(named[name] for name in objective.adapted)
 
     axis = [False] * len(names) + [True] * len(leaves)
-    return tensors_by_name(objective.adapted, per_task(runner, ("start", form, known), one, [*own, *leaves], axis))
+    same = partial(objective.check_modes, objective.modes())
+    values = per_task(runner, ("start", form, known), one, [*own, *leaves], axis, same)
+    return tensors_by_name(objective.adapted, values)
 
 
 class Zeros:
@@ -139,7 +141,7 @@ def inputs_of(layer: str, objective: Objective, tensors: Tensors, batch: Batch) 
 
     handle = objective.model.get_submodule(layer).register_forward_pre_hook(look)
     try:
-        functional_call(objective.module, {**objective.buffers(), **tensors}, (batch, False))
+        objective.call(tensors, batch, query=False)
     except _FoundError:
         pass
     finally:

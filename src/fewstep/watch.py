@@ -19,9 +19,9 @@ PLAIN = (bool, int, float, str, type(None))
 class Watch:
     """The plain values behind some objects, at any moment.
 
-    Watched are attributes of modules and of other callable objects, the closures, defaults and globals that their code
-    names, and which objects these are, such as modules, parameters, buffers and functions. Not watched are the inside
-    of lists and dicts, and what further functions read.
+    Watched are attributes of modules, of the callable objects that they hold, and of other callable objects, the
+    closures, defaults and globals that their code names, and which objects these are, such as modules, parameters,
+    buffers and functions. Not watched are the inside of lists and dicts, and what further functions read.
 
     >>> layer = nn.Dropout(0.5)
     >>> watch = Watch([layer])
@@ -91,6 +91,7 @@ def _namespaces(item: Any) -> Iterator[dict[str, Any]]:
     if isinstance(item, nn.Module):
         for module in item.modules():
             yield from (vars(module), module._parameters, module._buffers, module._modules)
+            yield from map(vars, _callables(module))
     elif isinstance(item, partial):
         yield item.keywords
         yield dict(enumerate(item.args))  # type: ignore[arg-type]
@@ -101,11 +102,19 @@ def _namespaces(item: Any) -> Iterator[dict[str, Any]]:
         yield vars(item)
 
 
+def _callables(module: nn.Module) -> list[Any]:
+    """The objects that a module calls and that are no modules, such as the update rule in another one."""
+    held = [value for value in vars(module).values() if callable(value) and hasattr(value, "__dict__")]
+    return [value for value in held if not isinstance(value, type | partial) and not inspect.isroutine(value)]
+
+
 def _functions(item: Any) -> Iterator[Any]:
     """The Python functions that `item` runs first."""
     if isinstance(item, nn.Module):
         own = {type(module).forward for module in item.modules() if not type(module).__module__.startswith("torch.")}
         yield from (function for function in own if inspect.isfunction(function))
+        for module in item.modules():
+            yield from (function for held in _callables(module) for function in _functions(held))
     elif isinstance(item, partial):
         yield from _functions(item.func)
     elif inspect.ismethod(item):

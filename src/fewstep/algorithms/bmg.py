@@ -40,7 +40,7 @@ class Bootstrap:
         pull = torch.zeros((), dtype=gradient[0].dtype, device=gradient[0].device)
         for g, (name, value) in zip(gradient, theta.items(), strict=True):
             away = (here[name] - later[name].detach()) / self.rate + g  # (theta_K - target) / rate
-            pull = pull + ((value - here[name]) * away).flatten(1).sum(1)  # 0, with the derivative `away`
+            pull = pull + ((value - here[name]) * away).reshape(len(g), -1).sum(1)  # 0, with the derivative `away`
         return learner.query_loss(here, learner.steps, tasks) + pull
 
 

@@ -102,7 +102,7 @@ class Recipe(ABC):
         if self.algorithm not in algorithms.__all__:
             known = ", ".join(algorithms.__all__)
             raise InputError(f"--algorithm must be one of {known}, but {self.algorithm!r} came")
-        if self.derivative != "exact" and self.algorithm in ("fomaml", "hf_maml"):
+        if self.derivative != "exact" and self.algorithm in ("fomaml", "hf_maml", "reptile"):
             raise InputError(f"--derivative is what makes {self.algorithm} what it is; leave it out, or take maml")
         self.engine  # noqa: B018  raises where the choices exclude each other
         if self.clip is not None and not self.clip > 0:
