@@ -41,7 +41,12 @@ METHODS: dict[str, list[str]] = {
     "proto_maml": [],
     "unicorn_maml": [],
     "meta_sgd": [],
-    "maml_pp": ["--schedule", "cosine"],
+    "maml_pp": [
+        "--schedule",
+        "cosine",
+        "--algorithm-options",
+        "anneal=100",
+    ],  # a tenth of the training, as in its paper
     "meta_curvature": [],
     "t_net": [],
     "warp_grad": [],

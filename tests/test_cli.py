@@ -247,3 +247,19 @@ def test_recipes_have_the_papers_settings(name: str) -> None:
     assert recipe.test_episodes == 600
     for field, value in PAPER[name].items():
         assert getattr(recipe, field) == value
+
+
+def test_options_of_a_method(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    train = ["train", "glyphs-5way-1shot", *QUICK, "--algorithm", "maml_pp", "--out", str(tmp_path / "run")]
+    main([*train, "--algorithm-options", "anneal=3,step_norms=False"])
+    assert Run(tmp_path / "run").read_json("config.json")["algorithm_options"] == "anneal=3,step_norms=False"
+    capsys.readouterr()
+    assert "maml_pp has: multi_step, anneal" in fails(capsys, *train, "--algorithm-options", "aneal=3")
+    assert "--algorithm must be one of alfa" in fails(capsys, *train, "--algorithm", "mammal")
+
+
+def test_a_method_that_does_not_suit_leaves_nothing_behind(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    line = fails(capsys, "train", "sinusoid", *QUICK, "--algorithm", "proto_maml", "--out", str(out))
+    assert "integer labels" in line
+    assert not (out / "config.json").exists()

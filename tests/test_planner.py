@@ -291,7 +291,7 @@ def test_wrong_tasks_and_learners_that_diverge() -> None:
     learner = maml(models.mlp(1, 1, (8, 8), init="xavier"), functional.mse_loss, lr=1e30, steps=3)
     with pytest.raises(fewstep.DivergenceError, match="before training after inner step"):
         plan(learner, SINUSOIDS)
-    with pytest.raises(InputError, match="finite differences, segment and offload work step by step"):
+    with pytest.raises(InputError, match="finite differences, segment and offload, and outer objectives"):
         plan(sinusoid_learner(derivative="finite_difference"), SINUSOIDS, seconds=1, compile="step")
 
 

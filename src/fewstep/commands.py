@@ -44,6 +44,7 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     check_processes(processes_here(), recipe.meta_batch, recipe.device)
     learner, episodes, state = recipe.learner(), recipe.episodes("train"), run.load_state()
     recipe.protocols()  # what cannot be evaluated is not worth training
+    learner.known(episodes[0])  # nor is what has a start that these tasks do not give
     run.write_json("config.json", config)
     done = state["step"] if state else 0
     narrate(f"{name}: iteration {done} of {recipe.iterations}, in {out}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +45,8 @@ class Recipe(ABC):
     """Cut each element of the meta-gradient to this size."""
     algorithm: str = "maml"
     """The method, one of `fewstep list algorithms`."""
+    algorithm_options: str = ""
+    """The method's own options, such as anneal=500,step_norms=False; its page in the documentation tells them."""
     inner_lr: float = 0.01
     """Learning rate of the inner loop (alpha)."""
     inner_steps: int = 1
@@ -104,6 +108,7 @@ class Recipe(ABC):
             raise InputError(f"--algorithm must be one of {known}, but {self.algorithm!r} came")
         if self.derivative != "exact" and self.algorithm in ("fomaml", "hf_maml", "reptile"):
             raise InputError(f"--derivative is what makes {self.algorithm} what it is; leave it out, or take maml")
+        own_options(self.algorithm, self.algorithm_options)
         self.engine  # noqa: B018  raises where the choices exclude each other
         if self.clip is not None and not self.clip > 0:
             raise InputError(f"--clip must be above 0, but {self.clip} came")
@@ -165,8 +170,9 @@ class Recipe(ABC):
         """The learner before training."""
         build: Callable[..., Learner] = getattr(algorithms, self.algorithm)
         derivative = {} if self.derivative == "exact" else {"derivative": self.derivative}
+        own = own_options(self.algorithm, self.algorithm_options)
         return build(self.initial_model(), self.loss, lr=self.inner_lr, steps=self.inner_steps, adapt=self.adapt,
-                     engine=self.engine, **derivative)  # fmt: skip
+                     engine=self.engine, **derivative, **own)  # fmt: skip
 
     def training(self) -> Training:
         """The settings of the outer loop."""
@@ -185,6 +191,29 @@ class Recipe(ABC):
             "validation": 3 * self.evaluation_seed + 1,
             "test": 3 * self.evaluation_seed + 2,
         }[split]
+
+
+def own_options(algorithm: str, text: str) -> dict[str, Any]:
+    """What "name=value,..." says of a method's own options; `InputError` where it has none of that name.
+
+    >>> own_options("maml_pp", "anneal=500, step_norms=False")
+    {'anneal': 500, 'step_norms': False}
+    """
+    taken = {"model", "loss", "lr", "steps", "adapt", "options"}
+    known = [name for name in inspect.signature(getattr(algorithms, algorithm)).parameters if name not in taken]
+    found: dict[str, Any] = {}
+    for pair in filter(None, text.split(",")):
+        name, _, value = map(str.strip, pair.partition("="))
+        if name not in known or not value:
+            there = ", ".join(known) or "none"
+            raise InputError(
+                f"--algorithm-options takes NAME=VALUE,..., but {pair.strip()!r} came; {algorithm} has: {there}"
+            )
+        try:
+            found[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):  # a plain word
+            found[name] = value
+    return found
 
 
 def usable(device: str) -> bool:
