@@ -173,3 +173,6 @@ def test_errors() -> None:
     x, y = draw().support
     with pytest.raises(InputError, match=r"model cannot take one task's support x \(5, 2\)"):
         fewstep.maml(nn.Linear(3, 1).double(), mse_loss, lr=LR, stream=True)(Task((x, y), (x[:, 0], y[:, 0])))
+    alone = Task({"x": torch.ones(2)}, {"x": torch.ones(2)})
+    with pytest.raises(InputError, match="need an axis of batches"):
+        fewstep.maml(build(), lambda model, batch: batch["x"].sum(), lr=LR, stream=True)(alone)

@@ -112,6 +112,10 @@ def at_step(support: Batch, step: int, stream: bool, axis: int = 0) -> Batch:
     """
     if not stream:
         return support
+    for leaf in tree_leaves(support):
+        if isinstance(leaf, Tensor) and leaf.dim() <= axis:
+            shape = tuple(leaf.shape)
+            raise InputError(f"a stream's tensors need an axis of batches, [tasks, batches, ...], but {shape} came")
     return tree_map(lambda leaf: leaf.select(axis, step % leaf.shape[axis]), support)
 
 
