@@ -91,7 +91,7 @@ def main(options: Options) -> None:
     console.print(origin("benchmarks.methods"), highlight=False)
     jobs = [(data, method) for data in options.data for method in chosen]
     with ThreadPoolExecutor(options.at_once) as pool:
-        for line in pool.map(lambda job: _run(*job, options), jobs):
+        for line in pool.map(lambda job: _run(job[0], job[1], options), jobs):
             console.print(line, highlight=False)
     text = as_markdown(options.out)
     (options.out / "methods.md").write_text(f"{origin('benchmarks.methods')}\n\n{text}")
@@ -133,7 +133,8 @@ def _wait(arguments: Sequence[str], log: Path) -> tuple[int, int]:
 
 def _seconds(folder: Path) -> float:
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return max(event.get("seconds", 0.0) for event in events)
+    result: float = max(event.get("seconds", 0.0) for event in events)
+    return result
 
 
 def _accuracy(folder: Path) -> str:

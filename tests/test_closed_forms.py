@@ -43,11 +43,13 @@ def quadratics() -> tuple[Tensor, Tensor]:
 
 
 def powers(a: Tensor) -> Tensor:
-    return torch.linalg.matrix_power(torch.eye(SIZE, dtype=torch.float64) - LR * a, STEPS)
+    result: Tensor = torch.linalg.matrix_power(torch.eye(SIZE, dtype=torch.float64) - LR * a, STEPS)
+    return result
 
 
 def proximal(a: Tensor) -> Tensor:
-    return torch.linalg.inv(torch.eye(SIZE, dtype=torch.float64) + a / STRENGTH)
+    result: Tensor = torch.linalg.inv(torch.eye(SIZE, dtype=torch.float64) + a / STRENGTH)
+    return result
 
 
 BUILD: dict[str, Callable[[Point], Learner]] = {
@@ -68,7 +70,8 @@ every_method = pytest.mark.parametrize("name", BUILD)
 def optimum(name: str) -> Tensor:
     a, c = quadratics()
     m = MATRICES[name](a)
-    return torch.linalg.solve(m.sum(0), torch.einsum("bij,bj->i", m, c))
+    result: Tensor = torch.linalg.solve(m.sum(0), torch.einsum("bij,bj->i", m, c))
+    return result
 
 
 def gradient_at(name: str, w: Tensor) -> Tensor:
@@ -87,7 +90,7 @@ def test_gradient_descent_reaches_the_own_optimum_at_the_predicted_rate(name: st
     values = torch.linalg.eigvalsh(MATRICES[name](a).sum(0))
     beta, kappa = 2 / (values[0] + values[-1]), values[-1] / values[0]
     w, best = torch.zeros(SIZE, dtype=torch.float64), optimum(name)
-    distances = []
+    distances: list[float] = []
     while not distances or (distances[-1] > 1e-11 and len(distances) < 500):
         w = w - beta * gradient_at(name, w)
         distances.append(float((w - best).norm()))

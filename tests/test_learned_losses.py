@@ -31,7 +31,8 @@ class LearnedLoss(nn.Module):
         self.net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1), nn.Softplus())
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return self.net(torch.cat([prediction, target], -1)).mean()
+        result: Tensor = self.net(torch.cat([prediction, target], -1)).mean()
+        return result
 
 
 class Weighted(nn.Module):
@@ -43,7 +44,8 @@ class Weighted(nn.Module):
 
     def forward(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         each = (model(batch["x"]) - batch["y"]).square().flatten(1).mean(1)
-        return (self.weights[batch["index"]].sigmoid() * each).mean()
+        result: Tensor = (self.weights[batch["index"]].sigmoid() * each).mean()
+        return result
 
 
 def build() -> nn.Module:
@@ -105,7 +107,8 @@ def test_weights_of_training_examples(engine: Engine) -> None:
 
     def inner(theta: dict[str, Tensor], i: int) -> Tensor:
         each = (functional_call(model, theta, (x[i],)) - y[i]).square().mean(1)
-        return (loss.weights[index[i]].sigmoid() * each).mean()
+        result: Tensor = (loss.weights[index[i]].sigmoid() * each).mean()
+        return result
 
     own = [*model.parameters(), loss.weights]
     truth, mine = naive(model, tasks, inner), learner(tasks)
@@ -155,7 +158,7 @@ def test_a_compiled_learner_sees_another_number_in_the_inner_loss() -> None:
 
     tasks = Task(batch(1), batch(2))
     slow, fast = (
-        fewstep.maml(build(), functional.mse_loss, lr=LR, inner_loss=scaled, engine=Engine(compile=how))  # type: ignore
+        fewstep.maml(build(), functional.mse_loss, lr=LR, inner_loss=scaled, engine=Engine(compile=how))
         for how in ("no", "pieces")
     )
     before = fast(tasks)

@@ -133,7 +133,7 @@ def test_running_statistics_are_welcome(policy: Any) -> None:
     alone = fewstep.maml(model, functional.cross_entropy, lr=0.1, normalisation=policy)
     fewstep.calibrate(alone, [one_task(tasks[0])], batches=1)  # type: ignore[arg-type]
     learner = fewstep.maml(model, masked(cross_entropy), lr=0.1, normalisation=policy)
-    learner.statistics.set([(alone.statistics.mean_0, alone.statistics.var_0)])
+    learner.statistics.set([alone.statistics.of(0)])
     losses = torch.cat([alone(one_task(task)) for task in tasks])
     assert relative_error(learner(pad_tasks(tasks)), losses) < TOLERANCE
     frozen = fewstep.maml(model.eval(), masked(cross_entropy), lr=0.1)

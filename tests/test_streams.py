@@ -46,7 +46,8 @@ class SelfSupervised(nn.Module):
         self.head = nn.Linear(1, 2).double()
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        return (self.head(prediction) - 1).square().mean()
+        result: Tensor = (self.head(prediction) - 1).square().mean()
+        return result
 
 
 def naive(model: nn.Module, tasks: Task, weight: float, inner_loss: Any = mse_loss) -> Tensor:
@@ -108,7 +109,8 @@ def test_compiled() -> None:
     assert relative_error(fast, slow) < TOLERANCE
     assert learners[1].engine.compile == "pieces"
     first = learners[1](tasks)
-    learners[1].outer.weight = 2.0  # what is compiled knows nothing of it
+    outer: Any = learners[1].outer
+    outer.weight = 2.0  # what is compiled knows nothing of it
     assert relative_error(learners[1](tasks), naive(learners[1].model, tasks, 2.0)) < TOLERANCE
     assert relative_error(first, learners[1](tasks)) > 0.1
 

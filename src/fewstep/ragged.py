@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,6 @@ from torch import Tensor, nn
 from fewstep.errors import InputError
 from fewstep.normalisation import no_batch_statistics
 from fewstep.task import Batch, Task
-
-MaskedLoss = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
 
 def pad_tasks(tasks: Sequence[Task]) -> Task:
@@ -36,7 +35,7 @@ def pad_tasks(tasks: Sequence[Task]) -> Task:
     return Task(*(_padded(name, [getattr(task, name) for task in tasks]) for name in ("support", "query")))
 
 
-def masked(loss: Callable[[Tensor, Tensor], Tensor]) -> MaskedLoss:
+def masked(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
     """The mean of a per-example loss over the real examples of an `(x, y, mask)` batch.
 
         L = sum_i mask_i l(f(x_i), y_i) / sum_i mask_i
