@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROWS = [
     ["errors", "replay", "losses", "watch", "convolution", "footprint"],
     ["task", "pooling", "channels_last", "compilation"],
-    ["patterns", "normalisation"],
+    ["patterns", "normalisation", "labels"],
     ["ragged", "loss_of"],
     ["functional"],
     ["engine", "models", "updates", "adapted"],

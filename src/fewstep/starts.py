@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from fewstep.engine import Runner
 from fewstep.errors import InputError
 from fewstep.functional import Objective, Place, Tensors, tensors_by_name
+from fewstep.labels import absent, members
 from fewstep.patterns import linear_head, matching
 from fewstep.per_task import per_task
 from fewstep.task import Batch, is_pair
@@ -82,7 +83,8 @@ class _Head:
         if not isinstance(y, Tensor) or y.is_floating_point() or y.numel() == 0:
             raise InputError("this start of the head needs (x, y) batches with integer labels from 0 to ways - 1")
         ways = int(y.max()) + 1
-        if int(y.min()) < 0 or any(len(labels.unique()) != ways for labels in y):
+        y = y.flatten(1)
+        if int(y.min()) < 0 or ways > y.shape[1] or absent(y, ways).any():  # the bound first: classes are looked for
             raise InputError(f"every class 0..{ways - 1} needs an example in the support set of every task")
         return ways
 
@@ -121,8 +123,7 @@ class Prototypes(_Head):
         features = inputs_of(self.head, objective, objective.at(Place(0, query=False), tensors), support)
         features = features.to(tensors[self.weight].dtype)  # autocast may have lowered it
         # Not `one_hot`, which looks at values where it is both batched and differentiated.
-        member = torch.arange(known, device=features.device)[:, None] == support[1].flatten()
-        member = member.to(features.dtype)
+        member = members(support[1].flatten(), known).to(features.dtype)
         means = member @ features / member.sum(1, keepdim=True)
         return {self.weight: 2 * means, self.bias: -means.square().sum(1)}
 

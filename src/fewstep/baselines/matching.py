@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.baselines.labels import members
 from fewstep.baselines.metric import MetricLearner
 from fewstep.errors import InputError
+from fewstep.labels import members
 
 
 class MatchingNet(MetricLearner):

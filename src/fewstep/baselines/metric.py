@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
 
-from fewstep.baselines.labels import check_query, ways_of
 from fewstep.checks import check_examples, check_tasks, check_values_behind
 from fewstep.engine import Engine
 from fewstep.errors import InputError
+from fewstep.labels import check_query, ways_of
 from fewstep.learner import Point
 from fewstep.task import Batch, Task, one_task, task_count
 

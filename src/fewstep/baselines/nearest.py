@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fewstep.baselines.distance import squared_distances
-from fewstep.baselines.labels import members
 from fewstep.baselines.metric import MetricLearner
+from fewstep.labels import members
 
 
 class NearestNeighbour(MetricLearner):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from fewstep.baselines.distance import squared_distances
-from fewstep.baselines.labels import members
 from fewstep.baselines.metric import MetricLearner
+from fewstep.labels import members
 
 
 class ProtoNet(MetricLearner):

@@ -17,7 +17,7 @@ def ways_of(support: Batch) -> int:
         raise InputError(f"support labels must be 0..ways-1, but {int(y.min())} came; relabel the classes")
     if ways > y.shape[1]:  # before as many classes are looked for
         raise InputError(f"support labels must be 0..ways-1, but {ways - 1} came among {y.shape[1]} examples; relabel")
-    missing = ~(y[..., None] == torch.arange(ways, device=y.device)).any(1)
+    missing = absent(y, ways)
     if missing.any():
         task, label = missing.nonzero()[0].tolist()
         raise InputError(
@@ -46,6 +46,16 @@ def members(y: Tensor, ways: int) -> Tensor:
             [0, 1, 1]], dtype=torch.int32)
     """
     return torch.arange(ways, device=y.device)[:, None] == y
+
+
+def absent(y: Tensor, ways: int) -> Tensor:
+    """Which classes have no example in a task: y [B, examples] -> [B, ways], boolean.
+
+    >>> absent(torch.tensor([[0, 1, 1], [0, 0, 0]]), 2)
+    tensor([[False, False],
+            [False,  True]])
+    """
+    return ~(y[..., None] == torch.arange(ways, device=y.device)).any(1)
 
 
 def _labelled(batch: Batch, name: str) -> tuple[Tensor, Tensor]:
