@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from fewstep import plots
 from fewstep.commands import evaluate_run, train_run
 from fewstep.errors import InputError
 from fewstep.recipes import RECIPES
@@ -93,6 +94,21 @@ def test_report_of_a_sinusoid_run(evaluated: Path) -> None:
         check_picture(evaluated / name)
         assert f"({name})" in text
     assert not list(evaluated.glob(".*.part"))
+
+
+def test_a_curve_has_the_name_of_its_method(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "algorithm": "fomaml"}))
+    figure = plots.adaptation_figure
+    names: list[str] = []
+
+    def noted(title: str, learners: Any, episodes: Any) -> Any:
+        names.extend(learners)
+        return figure(title, learners, episodes)
+
+    monkeypatch.setattr(plots, "adaptation_figure", noted)
+    report_run(run)
+    assert names[0].startswith("fomaml (rate")
 
 
 def test_report_trains_nothing_and_says_what_is_old(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,7 +122,7 @@ def _adaptation(run: Run, evaluation: Json) -> Figure | None:
     recipe = dataclasses.replace(recipe, method=None, chunk=None, compile=None, convolution=None, device="cpu")
     learner = recipe.learner()
     learner.load_state_dict(run.load_weights("best.safetensors"))
-    name = ALGORITHMS[recipe.derivative]
+    name = ALGORITHMS[recipe.derivative] if recipe.algorithm == "maml" else recipe.algorithm
     learners = {f"{name} (rate {recipe.inner_lr:g})": learner}
     baseline = recipe.baselines()[0]
     rate = evaluation["baselines"].get(baseline.name, {}).get("fine_tuning_lr")
