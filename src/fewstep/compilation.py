@@ -21,6 +21,7 @@ from platformdirs import user_cache_dir
 from torch import Tensor, fx
 
 from fewstep.errors import InputError
+from fewstep.splitting import split
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -31,30 +32,57 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
     Raises whatever tracing or compiling raises. What was compiled is kept on disk for the next process, in the user's
     cache folder unless TORCHINDUCTOR_CACHE_DIR names another.
     """
+    with torch.no_grad():
+        graph = _traced(function, examples)
+        constants = _lifted(graph)
+        return _called(_by_inductor(graph, [*examples, *constants]), constants)
+
+
+def compiled_in_two(function: Function, examples: Sequence[Tensor], late: int,
+                    early_outputs: int) -> tuple[Function, Function]:  # fmt: skip
+    """`early(*known) -> (*outputs, *kept)` and `later(*tensors, *kept) -> the other outputs`, see `splitting.split`.
+
+    The examples, of which the last `late` ones are not known at first, and errors are those of `compiled`.
+    """
+    from torch._functorch.compile_utils import fx_graph_cse
+
+    with torch.no_grad():
+        graph = _traced(function, examples)
+        constants = _lifted(graph)
+        whole = fx.GraphModule(graph, fx_graph_cse(graph.graph))  # what both parts compute is computed once
+        early, later = split(whole, range(len(examples) - late, len(examples)), early_outputs)
+        known = [*examples[: len(examples) - late], *constants]
+        first = _by_inductor(early, known)
+        kept = list(first(*known))[early_outputs:]
+        second = _by_inductor(later, [*examples, *constants, *kept])
+    return _called(first, constants), _called(second, constants, len(kept))
+
+
+def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
     from torch._guards import TracingContext, tracing  # imported here: they double the import time of torch
     from torch._inductor import compile as inductor
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", user_cache_dir("fewstep", appauthor=False) + "/inductor")
-    with torch.no_grad():
-        graph = _traced(function, examples)
-        constants = _lifted(graph)
-        options: dict[str, Any] = {
-            "fallback_random": True,  # a recomputation draws what the forward pass drew
-            "cpp_wrapper": examples[0].device.type == "cpu",  # many short kernels: the time between them counts
-            "unroll_reductions_threshold": 1,  # short sums as loops: half the code
-            "realize_reads_threshold": 8,  # rather compute again than write and read: memory is slow
-            "realize_opcount_threshold": 60,
-        }
-        # Inductor keeps on disk only what was compiled under an environment of shapes; these are fixed.
-        mode = FakeTensorMode(shape_env=ShapeEnv())
-        inputs: list[Any] = [
-            mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in [*examples, *constants]
-        ]
-        with _quicker(), tracing(TracingContext(mode)):
-            run = inductor(graph, inputs, options=options)
+    options: dict[str, Any] = {
+        "fallback_random": True,  # a recomputation draws what the forward pass drew
+        "cpp_wrapper": examples[0].device.type == "cpu",  # many short kernels: the time between them counts
+        "unroll_reductions_threshold": 1,  # short sums as loops: half the code
+        "realize_reads_threshold": 8,  # rather compute again than write and read: memory is slow
+        "realize_opcount_threshold": 60,
+    }
+    for node in graph.graph.find_nodes(op="placeholder"):
+        node.meta.pop("val", None)  # what Inductor would take for the examples
+    # Inductor keeps on disk only what was compiled under an environment of shapes; these are fixed.
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    inputs: list[Any] = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in examples]
+    with _quicker(), tracing(TracingContext(mode)):
+        return inductor(graph, inputs, options=options)
 
+
+def _called(run: Callable[..., Any], constants: Sequence[Tensor], kept: int = 0) -> Function:
+    """`run` with the constants after its tensors, but before the last `kept` ones."""
     forms = [_form(constant) for constant in constants]
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -63,8 +91,9 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
                 "a frozen parameter or a buffer has another type, shape or device than when this was compiled; set the "
                 "learner's engine anew: learner.engine = learner.engine"
             )
+        own = len(tensors) - kept
         with torch.no_grad():
-            return tuple(run(*tensors, *[constant.detach() for constant in constants]))
+            return tuple(run(*tensors[:own], *[constant.detach() for constant in constants], *tensors[own:]))
 
     return call
 
@@ -160,7 +189,5 @@ def _lifted(graph: fx.GraphModule) -> list[Tensor]:
             tensors.append(getattr(graph, name))
         node.replace_all_uses_with(held[name])
         graph.graph.erase_node(node)
-    for node in [*inputs, *held.values()]:
-        node.meta.pop("val", None)  # what Inductor would take for the examples
     graph.recompile()
     return tensors

@@ -44,6 +44,8 @@ class Engine:
     product : the derivative of the inner gradient by reverse mode over reverse mode, or forward over reverse
     convolution : PyTorch's own; "channels_last", its own in that memory format, under "loop" only; or "matmul",
         unfolded into matrix products, which suits the small convolutions of many tasks with weights of their own
+    keep : with compiled pieces, what matrix products gave in an inner step is kept for its derivative, in place of
+        computing it again; it takes some time off and memory for each step and task
     precision : "bfloat16" computes the loss in it where autocast says so; the inner updates, the meta-gradient and all
         that is kept stay in the parameters' own precision
     """
@@ -53,18 +55,22 @@ class Engine:
     compile: Literal["no", "pieces", "step"] = "no"
     product: Literal["reverse", "forward"] = "reverse"
     convolution: Convolution = "native"
+    keep: bool = False
     precision: Literal["full", "bfloat16"] = "full"
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(Engine)
         for field in fields(self):
             value, choices = getattr(self, field.name), get_args(kinds[field.name])
+            choices = choices or (True, False)
             if field.name != "chunk" and value not in choices:
                 raise InputError(f"the engine's {field.name} must be one of {choices}, but {value!r} came")
         if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
             raise InputError(f"the engine's chunk must be at least 1 task, but {self.chunk!r} came")
         if self.method == "loop" and self.product == "forward":
             raise InputError("the product 'forward' needs the method 'vmap', but 'loop' came")
+        if self.keep and (self.compile != "pieces" or self.product == "forward"):
+            raise InputError("keep goes with compile='pieces' and the product 'reverse'")
         if self.method == "vmap" and self.convolution == "channels_last":
             raise InputError("PyTorch has no channels-last format under the method 'vmap'; use 'loop' or 'matmul'")
 
@@ -117,8 +123,8 @@ class Runner:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._compiled: dict[Any, Function | None] = {}
-        self._last: tuple[Any, Function | None] = (None, None)
+        self._compiled: dict[Any, Any] = {}
+        self._last: tuple[Any, Any] = (None, None)
         self._worlds: dict[Any, Any] = {}
         self._world: Any = None
 
@@ -180,30 +186,39 @@ class Runner:
         """`function(*tensors)`, compiled if the engine compiles such parts, once for each key and form of tensors."""
         if self.engine.compile != part:
             return function(*tensors)
+        if any(
+            [0 in tensor.stride() for tensor in tensors]
+        ):  # what is the same for all tasks gets the form of what is not
+            tensors = [dense(tensor) for tensor in tensors]
+        return (self.recorded(key, tensors, lambda: compiled(function, tensors)) or function)(*tensors)
+
+    def recorded(self, key: Any, tensors: Sequence[Tensor], record: Callable[[], Any]) -> Any:
+        """What `record` compiled for this key and such tensors. Where that failed, None, and from then on no compilation."""
         device = tensors[-1].device
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         form = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
-        if any(0 in stride for _, stride, _ in form):  # what is the same for all tasks gets the form of what is not
-            tensors = [t.clone(memory_format=torch.contiguous_format) if 0 in t.stride() else t for t in tensors]
-            form = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
         full_key = (key, self._world, device, autocast, torch.get_default_dtype(), form)
         if full_key != self._last[0]:  # to compare takes less than to look up
             if full_key not in self._compiled:
-                self._compiled[full_key] = self._try_to_compile(function, tensors)
+                self._compiled[full_key] = self._try_to(record)
             self._last = full_key, self._compiled[full_key]
-        return (self._last[1] or function)(*tensors)
+        return self._last[1]
 
-    def _try_to_compile(self, function: Function, tensors: Sequence[Tensor]) -> Function | None:
-        """`function` compiled. Where that fails, a warning, and from then on nothing is compiled."""
+    def _try_to(self, record: Callable[[], Any]) -> Any:
         try:
             if len(self._compiled) >= MOST_COMPILED:
                 raise RuntimeError(f"the model, or the tasks' shapes, changed {MOST_COMPILED} times")
-            return compiled(function, tensors)
+            return record()
         except Exception as error:  # compilers fail in any way
-            self.engine = Engine(**{**asdict(self.engine), "compile": "no"})
+            self.engine = Engine(**{**asdict(self.engine), "compile": "no", "keep": False})
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(f"running without compilation, which failed: {reason}", FallbackWarning, stacklevel=2)
             return None
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The tensor in memory of its own for each task."""
+    return tensor.clone(memory_format=torch.contiguous_format) if 0 in tensor.stride() else tensor
 
 
 def _func_grad_and_value(function: Scalar, argnums: tuple[int, ...]) -> Callable[..., Any]:

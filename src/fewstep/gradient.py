@@ -50,7 +50,12 @@ class _InnerGradient(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
-        result = tuple(problem.gradient(tensors, problem.theta))
+        ctx.kept = None
+        if problem.derivative == "exact" and problem.runner.engine.keep and any(ctx.needs_input_grad[1:]):
+            wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
+            kept = problem.in_two(tensors, wanted)
+            ctx.kept = kept if kept.ran else None
+        result = tuple(ctx.kept.early if ctx.kept else problem.gradient(tensors, problem.theta))
         ctx.moment = moment.of_use()
         return result
 
@@ -68,7 +73,15 @@ class _InnerGradient(torch.autograd.Function):
         c = tensors[0].new_zeros(count) if c is None else c
         along = tuple(i for i, part in enumerate(v) if part is not None)
         u = [part for part in v if part is not None]
-        if problem.derivative == "exact":
+        if ctx.kept is not None:
+            full = [tensors[i].new_zeros(result.shape) if part is None else part
+                    for i, part, result in zip(problem.theta, v, ctx.kept.early[1:], strict=True)]  # fmt: skip
+            slopes = ctx.kept.finish([c, *full])
+            ctx.kept = None  # autograd may hold this for longer
+            axis = problem.task_axis
+            grads = [slope.sum(0) if not axis[i] and slope.dim() > tensors[i].dim() else slope
+                     for i, slope in zip(wanted, slopes, strict=True)]  # fmt: skip
+        elif problem.derivative == "exact":
             try:
                 with moment.again():
                     _, *grads = problem.product(tensors, along, wanted, c, u, per_task=False)

@@ -14,6 +14,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 from fewstep.engine import Runner, dot, value_and_gradient
 from fewstep.errors import InputError
 from fewstep.functional import Objective, tensors_by_name
+from fewstep.kept import InTwo
 
 Derivative = Literal["exact", "none", "finite_difference"]
 
@@ -112,6 +113,20 @@ class Problem:
         key = ("gradient", wanted, self.batch, self.query)
         function = partial(self.value_and_gradient, wanted)
         return self.runner.run(key, function, *self._spread(tensors))
+
+    def in_two(self, tensors: Sequence[Tensor], wanted: tuple[int, ...]) -> InTwo:
+        """L [B] and dL/dtheta at once; and with late c [B] and u like theta [B, ...], dD/d(wanted) as `product` has it."""
+        spread, axis = self._spread(tensors)
+        count, theta = tensors[-1].shape[0], self.theta
+        late = [tensors[0].new_zeros(count), *[torch.zeros_like(spread[i]) for i in theta]]
+
+        def function(*inputs: Tensor) -> tuple[Tensor, ...]:
+            point = inputs[: self.length]
+            return (*self.value_and_gradient(theta, *point), *self.directional(theta, wanted, *inputs)[1:])
+
+        key = ("product in two", wanted, self.batch, self.query)
+        summed = [not axis[i] for i in wanted]
+        return InTwo(self.runner, key, function, spread, axis, late, 1 + len(theta), summed)
 
     def evaluate(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """L [B] and the predictions [B, ...], where there are any."""

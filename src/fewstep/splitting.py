@@ -1,0 +1,73 @@
+"""Two graphs out of one: what can be computed at once, and the rest later, with what is kept in between.
+
+Kept is what matrix products, convolutions and random generators gave, and what is small. All else is cheap to compute
+and dear to write and read, so the later graph computes it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+SMALL = 4096  # numbers
+DEAR = {"mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_backward"}
+
+
+def split(graph: fx.GraphModule, late: range, early_outputs: int) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """`early(*known) -> (outputs, kept)` and `later(*inputs, *kept) -> the other outputs`.
+
+    late : the positions of the inputs that are not known at first
+    early_outputs : how many of the outputs, the first ones, are computed at first, from the known inputs only
+    Nodes must have their shapes in `meta["val"]`, as `make_fx` leaves them.
+    """
+    ends: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    outputs: list[fx.Node] = list(ends)
+    inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    kept: dict[fx.Node, None] = {}
+    at_once = _behind(outputs[:early_outputs], lambda node: False, {})
+    later = _behind(outputs[early_outputs:], lambda node: node in at_once and _is_dear(node), kept)
+    order = {node: number for number, node in enumerate(graph.graph.nodes)}
+    saved = sorted(kept, key=order.__getitem__)
+    known = [node for number, node in enumerate(inputs) if number not in late]
+    early = _part(graph, known, at_once, [*outputs[:early_outputs], *saved])
+    rest = _part(graph, [*inputs, *saved], later, outputs[early_outputs:])
+    return early, rest
+
+
+def _behind(ends: Sequence[fx.Node], is_end: Callable[[fx.Node], bool], found: dict[fx.Node, None]) -> set[fx.Node]:
+    """What `ends` are computed from, up to nodes at which `is_end` says that it stops: those go to `found`."""
+    seen: set[fx.Node] = set()
+    waiting = list(ends)
+    while waiting:
+        node = waiting.pop()
+        if node in seen or node in found:
+            continue
+        if is_end(node):
+            found[node] = None
+        else:
+            seen.add(node)
+            waiting += node.all_input_nodes
+    return seen
+
+
+def _is_dear(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    if node.op != "call_function" or not isinstance(value, torch.Tensor):
+        return False
+    name = str(node.target).split(".")[1]
+    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return random or name in DEAR or value.numel() <= SMALL
+
+
+def _part(graph: fx.GraphModule, inputs: Sequence[fx.Node], nodes: set[fx.Node],
+          outputs: Sequence[fx.Node]) -> fx.GraphModule:  # fmt: skip
+    part = fx.Graph()
+    copies = {node: part.placeholder(node.name) for node in inputs}
+    for node in graph.graph.nodes:
+        if node in nodes and node not in copies:
+            copies[node] = part.node_copy(node, copies.__getitem__)
+    part.output(tuple(copies[node] for node in outputs))
+    return fx.GraphModule(graph, part)
