@@ -38,22 +38,19 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
         return _called(_by_inductor(graph, [*examples, *constants]), constants)
 
 
-def compiled_in_two(function: Function, examples: Sequence[Tensor], late: int,
-                    early_outputs: int) -> tuple[Function, Function]:  # fmt: skip
-    """`early(*known) -> (*outputs, *kept)` and `later(*tensors, *kept) -> the other outputs`, see `splitting.split`.
+def compiled_in_two(function: Function, examples: Sequence[Tensor], late: int) -> tuple[Function, Function]:
+    """`early(*known) -> (*first results, *kept)` and `later(*tensors, *kept) -> the other results`.
 
-    The examples, of which the last `late` ones are not known at first, and errors are those of `compiled`.
+    late : how many of the tensors, the last ones, are not known at first, and how many results do not depend on those
+    All else is as in `compiled`.
     """
-    from torch._functorch.compile_utils import fx_graph_cse
-
     with torch.no_grad():
         graph = _traced(function, examples)
         constants = _lifted(graph)
-        whole = fx.GraphModule(graph, fx_graph_cse(graph.graph))  # what both parts compute is computed once
-        early, later = split(whole, range(len(examples) - late, len(examples)), early_outputs)
-        known = [*examples[: len(examples) - late], *constants]
+        early, later = split(graph, range(len(examples) - late, len(examples)), late)
+        known = [*examples[:-late], *constants]
         first = _by_inductor(early, known)
-        kept = list(first(*known))[early_outputs:]
+        kept = list(first(*known))[late:]
         second = _by_inductor(later, [*examples, *constants, *kept])
     return _called(first, constants), _called(second, constants, len(kept))
 

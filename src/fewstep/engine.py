@@ -44,8 +44,8 @@ class Engine:
     product : the derivative of the inner gradient by reverse mode over reverse mode, or forward over reverse
     convolution : PyTorch's own; "channels_last", its own in that memory format, under "loop" only; or "matmul",
         unfolded into matrix products, which suits the small convolutions of many tasks with weights of their own
-    keep : with compiled pieces, what matrix products gave in an inner step is kept for its derivative, in place of
-        computing it again; it takes some time off and memory for each step and task
+    keep : with compiled pieces, what the matrix products and convolutions of an inner step gave is kept for its
+        derivative and not computed again. That takes less time, and memory for each step and task.
     precision : "bfloat16" computes the loss in it where autocast says so; the inner updates, the meta-gradient and all
         that is kept stay in the parameters' own precision
     """
@@ -150,19 +150,18 @@ class Runner:
         part : the function is a piece of a meta-step, or a whole step
         """
         tensors = [tensor.detach() for tensor in tensors]
+        chunks = self.chunks(tensors, stacked)
+        return joined([self._one_chunk(key, function, piece, stacked, summed, part) for piece in chunks], summed)
+
+    def chunks(self, tensors: Sequence[Tensor], stacked: Sequence[bool]) -> Iterator[Sequence[Tensor]]:
+        """The tensors of as many tasks at a time as the engine takes."""
         count = next(tensor.shape[0] for tensor, has in zip(tensors, stacked, strict=True) if has)
         size = 1 if self.engine.method == "loop" else min(self.engine.chunk or count, count)
         if size == count:
-            return list(self._one_chunk(key, function, tensors, stacked, summed, part))
-        parts = []
+            yield tensors
+            return
         for low in range(0, count, size):
-            piece = [t[low : low + size] if has else t for t, has in zip(tensors, stacked, strict=True)]
-            parts.append(self._one_chunk(key, function, piece, stacked, summed, part))
-        columns = list(zip(*parts, strict=True))
-        return [
-            torch.stack(column).sum(0) if is_sum else torch.cat(column)
-            for column, is_sum in zip(columns, summed or [False] * len(columns), strict=True)
-        ]
+            yield [t[low : low + size] if has else t for t, has in zip(tensors, stacked, strict=True)]
 
     def _one_chunk(self, key: Any, function: Function, tensors: Sequence[Tensor], stacked: Sequence[bool],
                    summed: Sequence[bool] | None, part: Part) -> tuple[Tensor, ...]:  # fmt: skip
@@ -186,14 +185,14 @@ class Runner:
         """`function(*tensors)`, compiled if the engine compiles such parts, once for each key and form of tensors."""
         if self.engine.compile != part:
             return function(*tensors)
-        if any(
-            [0 in tensor.stride() for tensor in tensors]
-        ):  # what is the same for all tasks gets the form of what is not
-            tensors = [dense(tensor) for tensor in tensors]
+        tensors = [dense(tensor) for tensor in tensors]
         return (self.recorded(key, tensors, lambda: compiled(function, tensors)) or function)(*tensors)
 
     def recorded(self, key: Any, tensors: Sequence[Tensor], record: Callable[[], Any]) -> Any:
-        """What `record` compiled for this key and such tensors. Where that failed, None, and from then on no compilation."""
+        """What `record` compiled for this key and such tensors.
+
+        Where it fails it warns and gives None, and from then on nothing is compiled.
+        """
         device = tensors[-1].device
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         form = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
@@ -216,8 +215,19 @@ class Runner:
             return None
 
 
+def joined(parts: Sequence[Sequence[Tensor]], summed: Sequence[bool] | None) -> list[Tensor]:
+    """The results for all tasks out of those of each chunk."""
+    if len(parts) == 1:
+        return list(parts[0])
+    columns = list(zip(*parts, strict=True))
+    return [
+        torch.stack(column).sum(0) if is_sum else torch.cat(column)
+        for column, is_sum in zip(columns, summed or [False] * len(columns), strict=True)
+    ]
+
+
 def dense(tensor: Tensor) -> Tensor:
-    """The tensor in memory of its own for each task."""
+    """What is the same for all tasks in the form of what is not: compiled code is made for one form."""
     return tensor.clone(memory_format=torch.contiguous_format) if 0 in tensor.stride() else tensor
 
 

@@ -50,14 +50,12 @@ class _InnerGradient(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
-        ctx.kept = None
-        if problem.derivative == "exact" and problem.runner.engine.keep and any(ctx.needs_input_grad[1:]):
-            wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
-            kept = problem.in_two(tensors, wanted)
-            ctx.kept = kept if kept.ran else None
-        result = tuple(ctx.kept.early if ctx.kept else problem.gradient(tensors, problem.theta))
+        ctx.wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
+        keep = problem.runner.engine.keep and problem.derivative == "exact" and bool(ctx.wanted)
+        both = problem.in_two(tensors, ctx.wanted) if keep else None
+        result, ctx.finish = both or (problem.gradient(tensors, problem.theta), None)
         ctx.moment = moment.of_use()
-        return result
+        return tuple(result)
 
     @staticmethod
     @no_saved_tensors_hooks()
@@ -68,19 +66,15 @@ class _InnerGradient(torch.autograd.Function):
         if c is None and all(part is None for part in v):
             return (None,) * (1 + len(tensors))
         problem.objective.check_modes(ctx.modes)
-        wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
-        count = tensors[-1].shape[0]
+        wanted, count = ctx.wanted, tensors[-1].shape[0]
         c = tensors[0].new_zeros(count) if c is None else c
         along = tuple(i for i, part in enumerate(v) if part is not None)
         u = [part for part in v if part is not None]
-        if ctx.kept is not None:
-            full = [tensors[i].new_zeros(result.shape) if part is None else part
-                    for i, part, result in zip(problem.theta, v, ctx.kept.early[1:], strict=True)]  # fmt: skip
-            slopes = ctx.kept.finish([c, *full])
-            ctx.kept = None  # autograd may hold this for longer
-            axis = problem.task_axis
-            grads = [slope.sum(0) if not axis[i] and slope.dim() > tensors[i].dim() else slope
-                     for i, slope in zip(wanted, slopes, strict=True)]  # fmt: skip
+        if ctx.finish is not None:
+            finish, ctx.finish = ctx.finish, None  # a second backward pass computes all again
+            theta = [t if problem.stacked else t.expand(count, *t.shape) for t in tensors[: len(v)]]
+            full = [torch.zeros_like(t) if part is None else part for t, part in zip(theta, v, strict=True)]
+            grads = finish([c.to(theta[0].dtype), *full])
         elif problem.derivative == "exact":
             try:
                 with moment.again():

@@ -1,59 +1,55 @@
-"""A function of each task that is computed in two parts, and what the first one keeps for the second."""
+"""A function of each task that is computed in two parts: the second one takes what the first one kept."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep.compilation import compiled_in_two
-from fewstep.engine import Function, Runner, dense
+from fewstep.engine import Function, Runner, dense, joined
+
+Finish = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
-class InTwo:
-    """`early` gives the first results of `function(*tensors, *late)` for all tasks, `finish(late)` the others.
+def in_two(runner: Runner, key: Any, function: Function, tensors: Sequence[Tensor], stacked: Sequence[bool],
+           late: int, summed: Sequence[bool]) -> tuple[list[Tensor], Finish] | None:  # fmt: skip
+    """The first results of `function(*tensors, c, *u)` for all tasks, and `finish([c, *u])`, once, for the others.
 
-    tensors [B, ...], or without a task axis where `stacked` is False;  late [B, ...]
-    early_outputs : how many results do not need `late`
+    tensors [B, ...], or without a task axis where `stacked` is False
+    late : how many tensors are known at last, and how many first results there are, which do not depend on those:
+        c [B], and u like the first ones of `tensors`, with a task axis
     summed : which of the others are summed over the tasks
-    Whether it can be compiled so is told by `ran`; nothing is computed where it cannot.
+    None where this cannot be compiled.
     """
+    axis, sums = [*stacked, *[True] * late], [*[False] * late, *summed]
 
-    def __init__(self, runner: Runner, key: Any, function: Function, tensors: Sequence[Tensor], stacked: Sequence[bool],
-                 late: Sequence[Tensor], early_outputs: int, summed: Sequence[bool]) -> None:  # fmt: skip
-        self.summed, self.size = summed, 1
-        self.parts: list[tuple[Function, list[Tensor], tuple[Tensor, ...]]] = []
-        count = next(tensor.shape[0] for tensor, has in zip(tensors, stacked, strict=True) if has)
-        self.size = 1 if runner.engine.method == "loop" else min(runner.engine.chunk or count, count)
-        axis, sums = [*stacked, *[True] * len(late)], [*[False] * early_outputs, *summed]
-        key = (key, tuple(stacked), tuple(summed), "in two")
-        early = []
-        self.ran = True
-        for low in range(0, count, self.size):
-            cut = slice(low, low + self.size)
-            piece = [dense(t.detach()[cut] if has else t.detach()) for t, has in zip(tensors, stacked, strict=True)]
-            pair = runner.recorded(key, piece, lambda piece=piece, cut=cut: compiled_in_two(
-                lambda *inputs: runner.over_tasks(function, inputs, axis, sums),
-                [*piece, *[part[cut] for part in late]], len(late), early_outputs))  # fmt: skip
-            if pair is None:
-                self.ran = False
-                return
-            results = pair[0](*piece)
-            early.append(results[:early_outputs])
-            self.parts.append((pair[1], piece, results[early_outputs:]))
-        self.early = [torch.cat(column) for column in zip(*early, strict=True)]
+    def whole(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return runner.over_tasks(function, inputs, axis, sums)
 
-    def finish(self, late: Sequence[Tensor]) -> list[Tensor]:
-        """The other results; what was kept is let go of part by part."""
-        results = []
-        for number in range(len(self.parts)):
-            later, piece, kept = self.parts[number]
-            cut = slice(number * self.size, (number + 1) * self.size)
-            results.append(later(*piece, *[dense(part.detach()[cut]) for part in late], *kept))
-        columns = zip(*results, strict=True)
-        return [
-            torch.stack(column).sum(0) if is_sum else torch.cat(column)
-            for column, is_sum in zip(columns, self.summed, strict=True)
-        ]
+    def record(known: Sequence[Tensor]) -> tuple[Function, Function]:
+        unknown = [known[0].new_zeros(known[-1].shape[0]), *[torch.zeros_like(part) for part in known[: late - 1]]]
+        return compiled_in_two(whole, [*known, *unknown], late)
+
+    early, parts = [], []
+    for piece in runner.chunks(tensors, stacked):
+        known = [dense(tensor.detach()) for tensor in piece]
+        pair = runner.recorded((key, tuple(axis), tuple(sums)), known, lambda known=known: record(known))
+        if pair is None:
+            return None
+        results = pair[0](*known)
+        early.append(results[:late])
+        parts.append((known, pair[1], results[late:]))
+
+    def finish(unknown: Sequence[Tensor]) -> list[Tensor]:
+        others, low = [], 0
+        while parts:  # each lets go of what it kept
+            known, later, kept = parts.pop(0)
+            cut = slice(low, low + known[-1].shape[0])
+            others.append(later(*known, *[part.detach()[cut].contiguous() for part in unknown], *kept))
+            low = cut.stop
+        return joined(others, summed)
+
+    return joined(early, None), finish

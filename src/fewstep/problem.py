@@ -14,7 +14,7 @@ from torch.utils._pytree import TreeSpec, tree_unflatten
 from fewstep.engine import Runner, dot, value_and_gradient
 from fewstep.errors import InputError
 from fewstep.functional import Objective, tensors_by_name
-from fewstep.kept import InTwo
+from fewstep.kept import Finish, in_two
 
 Derivative = Literal["exact", "none", "finite_difference"]
 
@@ -65,17 +65,17 @@ class Problem:
         return value_and_gradient(self.runner.engine, self.loss, wanted, tensors)
 
     def directional(self, along: tuple[int, ...], wanted: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """D = c L + <dL/d(along), u>  and dD/d(wanted); `tensors` end with c and u."""
-        point, c, u = tensors[: self.length], tensors[self.length], tensors[self.length + 1 :]
-
+        """D = c L + <dL/d(along), u>  and dD/d(wanted); `tensors` end with c and u, and `wanted` may name those too."""
         if self.runner.engine.product == "forward":
+            point, c, u = tensors[: self.length], tensors[self.length], tensors[self.length + 1 :]
             return self._forward_over_reverse(along, wanted, point, c, u)
 
         def derivative(*inner: Tensor) -> Tensor:
-            grads, value = self.runner.engine.differentiate(self.loss, along)(*inner)
+            point, c, u = inner[: self.length], inner[self.length], inner[self.length + 1 :]
+            grads, value = self.runner.engine.differentiate(self.loss, along)(*point)
             return c * value + dot(grads, u)
 
-        grads, value = self.runner.engine.differentiate(derivative, wanted)(*point)
+        grads, value = self.runner.engine.differentiate(derivative, wanted)(*tensors)
         return (value, *grads)
 
     def _forward_over_reverse(self, along: tuple[int, ...], wanted: tuple[int, ...], point: Sequence[Tensor],
@@ -114,19 +114,20 @@ class Problem:
         function = partial(self.value_and_gradient, wanted)
         return self.runner.run(key, function, *self._spread(tensors))
 
-    def in_two(self, tensors: Sequence[Tensor], wanted: tuple[int, ...]) -> InTwo:
-        """L [B] and dL/dtheta at once; and with late c [B] and u like theta [B, ...], dD/d(wanted) as `product` has it."""
+    def in_two(self, tensors: Sequence[Tensor], wanted: tuple[int, ...]) -> tuple[list[Tensor], Finish] | None:
+        """L [B] and dL/dtheta [B, ...], and what gives dD/d(wanted) for c [B] and u like those, once, as `product`.
+
+        The first are dD/dc and dD/du, which depend on neither c nor u. None without compilation.
+        """
         spread, axis = self._spread(tensors)
-        count, theta = tensors[-1].shape[0], self.theta
-        late = [tensors[0].new_zeros(count), *[torch.zeros_like(spread[i]) for i in theta]]
+        late = range(self.length, self.length + 1 + len(self.theta))
 
         def function(*inputs: Tensor) -> tuple[Tensor, ...]:
-            point = inputs[: self.length]
-            return (*self.value_and_gradient(theta, *point), *self.directional(theta, wanted, *inputs)[1:])
+            return self.directional(self.theta, (*late, *wanted), *inputs)[1:]
 
-        key = ("product in two", wanted, self.batch, self.query)
-        summed = [not axis[i] for i in wanted]
-        return InTwo(self.runner, key, function, spread, axis, late, 1 + len(theta), summed)
+        key = ("in two", wanted, self.batch, self.query)
+        both = in_two(self.runner, key, function, spread, axis, len(late), [not axis[i] for i in wanted])
+        return both and (both[0], lambda late: self._over_start(wanted, both[1](late), axis))
 
     def evaluate(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """L [B] and the predictions [B, ...], where there are any."""
@@ -146,8 +147,12 @@ class Problem:
             [*spread, c, *u], [*spread_axis, True, *u_axis],
             [False, *(not (per_task or spread_axis[i]) for i in wanted)],
         )  # fmt: skip
-        late = [not per_task and spread_axis[i] and not axis[i] for i in wanted]
-        return [value, *(slope.sum(0) if is_late else slope for slope, is_late in zip(slopes, late, strict=True))]
+        return [value, *(slopes if per_task else self._over_start(wanted, slopes, spread_axis))]
+
+    def _over_start(self, wanted: tuple[int, ...], slopes: Sequence[Tensor], axis: Sequence[bool]) -> list[Tensor]:
+        """The slopes summed over the tasks where only `_spread` gave the tensor a task axis."""
+        spread = [axis[i] and not self.task_axis[i] for i in wanted]
+        return [slope.sum(0) if is_spread else slope for slope, is_spread in zip(slopes, spread, strict=True)]
 
     def _spread(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[bool]]:
         """The tensors, and which have a task axis. For compiled pieces theta has one at the start too: fewer pieces."""

@@ -6,6 +6,7 @@ and dear to write and read, so the later graph computes it again.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import fx
 
 SMALL = 4096  # numbers
-DEAR = {"mm", "bmm", "addmm", "baddbmm", "convolution", "convolution_backward"}
+_ATEN = torch.ops.aten
+DEAR = {_ATEN.mm, _ATEN.bmm, _ATEN.addmm, _ATEN.baddbmm, _ATEN.convolution, _ATEN.convolution_backward}
 
 
 def split(graph: fx.GraphModule, late: range, early_outputs: int) -> tuple[fx.GraphModule, fx.GraphModule]:
@@ -23,6 +25,7 @@ def split(graph: fx.GraphModule, late: range, early_outputs: int) -> tuple[fx.Gr
     early_outputs : how many of the outputs, the first ones, are computed at first, from the known inputs only
     Nodes must have their shapes in `meta["val"]`, as `make_fx` leaves them.
     """
+    _without_examples(graph)
     ends: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     outputs: list[fx.Node] = list(ends)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
@@ -35,6 +38,17 @@ def split(graph: fx.GraphModule, late: range, early_outputs: int) -> tuple[fx.Gr
     early = _part(graph, known, at_once, [*outputs[:early_outputs], *saved])
     rest = _part(graph, [*inputs, *saved], later, outputs[early_outputs:])
     return early, rest
+
+
+def _without_examples(graph: fx.GraphModule) -> None:
+    """What is one everywhere depends on no tensor: differentiation starts from `ones_like(result)`."""
+    for node in graph.graph.find_nodes(op="call_function", target=_ATEN.ones_like.default):
+        value = node.meta["val"]
+        about = {"dtype": value.dtype, "device": value.device}
+        with graph.graph.inserting_before(node):
+            ones = graph.graph.call_function(_ATEN.full.default, (list(value.shape), 1), about)
+        ones.meta["val"] = value
+        node.replace_all_uses_with(ones)
 
 
 def _behind(ends: Sequence[fx.Node], is_end: Callable[[fx.Node], bool], found: dict[fx.Node, None]) -> set[fx.Node]:
@@ -54,12 +68,13 @@ def _behind(ends: Sequence[fx.Node], is_end: Callable[[fx.Node], bool], found: d
 
 
 def _is_dear(node: fx.Node) -> bool:
+    """Whether the tensor is rather kept than computed again. Of an operator with several results each is asked for."""
     value = node.meta.get("val")
     if node.op != "call_function" or not isinstance(value, torch.Tensor):
         return False
-    name = str(node.target).split(".")[1]
-    random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return random or name in DEAR or value.numel() <= SMALL
+    source: Any = node.args[0] if node.target is operator.getitem else node
+    random = torch.Tag.nondeterministic_seeded in getattr(source.target, "tags", ())
+    return random or getattr(source.target, "overloadpacket", None) in DEAR or value.numel() <= SMALL
 
 
 def _part(graph: fx.GraphModule, inputs: Sequence[fx.Node], nodes: set[fx.Node],
