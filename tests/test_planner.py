@@ -151,6 +151,25 @@ def test_many_inner_steps_are_not_compiled_as_one(monkeypatch: pytest.MonkeyPatc
     assert all(engine.compile != "step" for engine in machine.ran)
 
 
+def test_results_are_kept_where_that_is_faster_and_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"no": 4.0, "pieces": 2.0, "step": 4.0}
+    machine = Machine(lambda engine: 1.0 if engine.keep else times[engine.compile],
+                      bytes=lambda engine: 2**20 * (3 if engine.keep else 1))  # fmt: skip
+    machine.install(monkeypatch)
+    assert plan(sinusoid_learner(steps=6), SINUSOIDS, seconds=1000).engine.keep
+    assert not plan(sinusoid_learner(steps=6), SINUSOIDS, seconds=1000, memory=2 / 1024).engine.keep
+    machine.ran.clear()
+    fixed = plan(sinusoid_learner(steps=6), SINUSOIDS, seconds=1000, compile="pieces", keep=True).engine
+    assert fixed.keep
+    assert any(engine.compile == "no" for engine in machine.ran), "eager engines lead the way"
+    learner, tasks = conv_learner()
+    chosen = plan(learner, tasks, seconds=1000, memory=2 / 1024).engine
+    assert chosen.compile == "pieces"
+    assert not chosen.keep
+    first_order = sinusoid_learner(steps=6, derivative="none")
+    assert not plan(first_order, SINUSOIDS, seconds=1000).engine.keep
+
+
 def test_convolutions_are_a_choice_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(lambda engine: 1.0 if engine.convolution == "matmul" else 2.0).install(monkeypatch)
     learner, tasks = conv_learner()

@@ -22,8 +22,8 @@ EAGER: list[dict[str, Any]] = [{}, {"chunk": 4}, {"chunk": 8}]
 TINY: list[dict[str, Any]] = [{"compile": "pieces"}, {"compile": "step"}]
 ATTENTION: list[dict[str, Any]] = [{"compile": "pieces"}, {"compile": "step", "method": "loop"}]
 FEW_STEPS: list[dict[str, Any]] = [{"compile": "step", "chunk": size, "convolution": "matmul"} for size in (2, 1)]
-MANY_STEPS: list[dict[str, Any]] = [{"compile": "pieces", "chunk": 1, "convolution": "matmul"}]
-LARGE: list[dict[str, Any]] = [{"compile": "pieces", "method": "loop", "convolution": "channels_last"}]
+MANY_STEPS: list[dict[str, Any]] = [{"compile": "pieces", "keep": True, "chunk": 1, "convolution": "matmul"}]
+LARGE: list[dict[str, Any]] = [{"compile": "pieces", "keep": True, "method": "loop", "convolution": "channels_last"}]
 
 
 def variants(workload: Workload, compiled: bool = False) -> dict[str, dict[str, Any]]:

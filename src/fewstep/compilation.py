@@ -13,7 +13,8 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,8 +22,10 @@ from platformdirs import user_cache_dir
 from torch import Tensor, fx
 
 from fewstep.errors import InputError
+from fewstep.replay import Moment
 from fewstep.splitting import split
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 Function = Callable[..., tuple[Tensor, ...]]
 
 
@@ -50,7 +53,8 @@ def compiled_in_two(function: Function, examples: Sequence[Tensor], late: int) -
         early, later = split(graph, range(len(examples) - late, len(examples)), late)
         known = [*examples[:-late], *constants]
         first = _by_inductor(early, known)
-        kept = list(first(*known))[late:]
+        with Moment.now(examples[-1].device).again():  # only the form of what is kept is of use yet
+            kept = list(first(*known))[late:]
         second = _by_inductor(later, [*examples, *constants, *kept])
     return _called(first, constants), _called(second, constants, len(kept))
 
@@ -61,7 +65,6 @@ def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", user_cache_dir("fewstep", appauthor=False) + "/inductor")
     options: dict[str, Any] = {
         "fallback_random": True,  # a recomputation draws what the forward pass drew
         "cpp_wrapper": examples[0].device.type == "cpu",  # many short kernels: the time between them counts
@@ -74,7 +77,7 @@ def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
     # Inductor keeps on disk only what was compiled under an environment of shapes; these are fixed.
     mode = FakeTensorMode(shape_env=ShapeEnv())
     inputs: list[Any] = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in examples]
-    with _quicker(), tracing(TracingContext(mode)):
+    with _mended(), _cache_of_the_user(), tracing(TracingContext(mode)):
         return inductor(graph, inputs, options=options)
 
 
@@ -111,13 +114,43 @@ def _traced(function: Function, examples: Sequence[Tensor]) -> fx.GraphModule:
 
 
 @contextmanager
-def _quicker() -> Iterator[None]:
+def _cache_of_the_user() -> Iterator[None]:
+    """Compile into the user's cache folder, which outlives a restart, unless the user named another."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    before = os.environ.get(CACHE)
+    if before in (None, default_cache_dir()):  # PyTorch writes its default there
+        os.environ[CACHE] = user_cache_dir("fewstep", appauthor=False) + "/inductor"
+    try:
+        yield
+    finally:
+        os.environ.pop(CACHE)
+        if before is not None:
+            os.environ[CACHE] = before
+
+
+def _all_or_nothing(build: Any, builder: Any) -> None:
+    """Build under another name at first: a process that is killed leaves no half of a library in the cache."""
+    target, output = builder._target_file, builder._output
+    part = f"{target}.{os.getpid()}"
+    builder._output = output.replace(target, part)
+    try:
+        build(builder)
+    finally:
+        builder._output = output
+    if Path(part).exists():
+        Path(part).replace(target)
+
+
+@contextmanager
+def _mended() -> Iterator[None]:
     """Spare Inductor what takes up to half of its time: where it asks, PyTorch 2.13 gives the same answers sooner.
 
-    And mend its C++ where a sum in bfloat16 goes to two places: it declares one variable twice.
+    And mend its C++ where a sum in bfloat16 goes to two places: it declares one variable twice. And its cache.
     """
     from torch._inductor import cpu_vec_isa, dtype_propagation, lowering  # noqa: F401  (it completes the table of types)
     from torch._inductor.codegen import cpp as module
+    from torch._inductor.cpp_builder import CppBuilder
 
     cpp: Any = module
     types: Any = dtype_propagation.DtypePropagationOpsHandler
@@ -130,12 +163,13 @@ def _quicker() -> Iterator[None]:
     cpp.stride_at_vec_range = lru_cache(maxsize=None)(partial(_stride, stride))
     types.__init__ = lambda self: None  # one object, filled again at each use
     instructions.check_build = _once(check)
-    store = cpp.CppVecKernel.store_reduction
+    store, build, builder = cpp.CppVecKernel.store_reduction, CppBuilder.build, cast("Any", CppBuilder)
+    builder.build = lambda self: _all_or_nothing(build, self)
     cpp.CppVecKernel.store_reduction = lambda kernel, *about: _in_braces(kernel.reduction_suffix, store, kernel, *about)
     try:
         yield
     finally:
-        cpp.CppVecKernel.store_reduction = store
+        cpp.CppVecKernel.store_reduction, builder.build = store, build
         cpp.stride_at_vec_range, types.__init__, instructions.check_build = stride, fill, check
 
 

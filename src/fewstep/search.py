@@ -23,6 +23,7 @@ EAGER = 0.4  # the part of the time that eager engines may take, where others ar
 SLOW, LATE = 2.5, 1.0  # an engine is not timed whose first step takes this many times as long as the fastest, and 1 s
 HOPELESS = 1.5  # a number of tasks at a time is not compiled that takes this many times as long as the best, eagerly
 SMALL = 2048  # pixels of an image whose convolutions are fastest as matrix products; 28x28 is, 84x84 is not
+COMPILED = {"compile", "keep"}  # fields that eager engines have no say in
 CACHED = 2  # tasks at a time at most for the first engine with convolutions that is compiled for a CPU
 
 
@@ -61,6 +62,7 @@ class Search:
             self.loop = bench.run(LOOP)
         self.convolutions = ("native", "matmul", "channels_last") if seen.pixels else ()
         self.pixels = seen.pixels
+        self.keeps = bench.learner.derivative == "exact" and bench.learner.steps > 0
         most = (1 if seen.pixels else MOST_UNROLLED) if bench.learner.unrollable else -1
         self.kinds = _kinds(bench.learner.steps, most, fixed.get("compile"))
         self.end = start + seconds
@@ -70,15 +72,17 @@ class Search:
 
     def go(self) -> None:
         """Try engines as long as there is time."""
-        fixed = {name: value for name, value in self.fixed.items() if name != "compile"}
+        fixed = {name: value for name, value in self.fixed.items() if name not in COMPILED}
         if "chunk" not in fixed:
             self._attempt(_changed(LOOP, **fixed))
         for chunk in (self.chunks[len(self.chunks) // 2], self.chunks[-1]):
             self._attempt(_changed(Engine(), **{**fixed, "chunk": chunk}))
         self._climb(compiled=False)
         start = self.best(compiled=False)
-        if start is not None and any(self._attempt(engine) for engine in self._first_compiled(start.engine)):
-            self._climb(compiled=True)
+        for engine in self._first_compiled(start.engine) if start is not None else ():
+            if self._attempt(engine) and self._ranked(compiled=True):
+                break
+        self._climb(compiled=True)
 
     def best(self, *, compiled: bool) -> Trial | None:
         """The fastest engine, eager or compiled, that agrees with the loop and has no other field than those fixed."""
@@ -124,6 +128,7 @@ class Search:
             yield from (_changed(engine, product=product) for product in ("reverse", "forward"))
         if engine.compile != "no":
             yield from (_changed(engine, compile=kind) for kind in self.kinds)
+            yield _changed(engine, keep=self.keeps and not engine.keep)
             yield _changed(engine, method="loop", chunk=None, product="reverse")
 
     def _first_compiled(self, eager: Engine) -> Iterator[Engine | None]:
@@ -141,7 +146,8 @@ class Search:
                 small: dict[str, Any] = {"method": "vmap", "chunk": chunk, "convolution": "matmul"}
                 large: dict[str, Any] = {"method": "loop", "chunk": None, "convolution": "channels_last"}
                 likely = small if self.pixels <= SMALL else large
-                yield _changed(Engine(), **{**self.fixed, **likely, "compile": kind})
+                for keep in (True, False)[not self.keeps :]:
+                    yield _changed(Engine(), **{"keep": keep, **self.fixed, **likely, "compile": kind})
             yield twin
 
     def _attempt(self, engine: Engine | None) -> bool:
@@ -179,7 +185,8 @@ class Search:
 
     def _suits(self, engine: Engine) -> bool:
         """Whether the engine has what is fixed; eager ones lead to the compiled one where compilation is fixed."""
-        return all(getattr(engine, name) == value for name, value in self.fixed.items() if name != "compile")
+        aside = COMPILED if engine.compile == "no" else {"compile"}
+        return all(getattr(engine, name) == value for name, value in self.fixed.items() if name not in aside)
 
     def _is_known(self, engine: Engine) -> bool:
         return engine in self.dropped or any(trial.engine == engine for trial in self.trials)
@@ -187,7 +194,7 @@ class Search:
     def _is_hopeless(self, engine: Engine) -> bool:
         """Whether it is not worth compiling so many tasks at a time."""
         eager = {t.engine: t.seconds for t in self.trials if t.engine.compile == "no"}
-        twin = replace(engine, compile="no", convolution="native", product="reverse")
+        twin = replace(engine, compile="no", convolution="native", product="reverse", keep=False)
         return engine.compile != "no" and twin in eager and eager[twin] > HOPELESS * min(eager.values())
 
     def _is_affordable(self, engine: Engine) -> bool:
@@ -211,7 +218,8 @@ class Search:
         """Bytes that an engine will take at most, by those that took fewer tasks at a time."""
         size = self._at_a_time(engine)
         known = [(t.peak * max(1.0, size / self._at_a_time(t.engine))) for t in self.trials if t.peak is not None]
-        kept = self.bench.learner.steps + 1 if engine.compile == "step" else 1  # activations of every step
+        every = engine.compile == "step" or engine.keep
+        kept = self.bench.learner.steps + 1 if every else 1  # activations of every step, at most
         return kept * min(known, default=0.0)
 
     def _at_a_time(self, engine: Engine) -> int:
@@ -244,6 +252,8 @@ def _changed(engine: Engine, **changes: Any) -> Engine | None:
     """The engine with other choices; None where they exclude each other."""
     if changes.get("compile") == "step":
         changes["product"] = "reverse"  # it takes none
+    if changes.get("compile") in ("no", "step") or changes.get("product") == "forward":
+        changes["keep"] = False
     try:
         return replace(engine, **changes)
     except InputError:

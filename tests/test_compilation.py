@@ -1,0 +1,140 @@
+"""What is compiled: in one piece or in two, and the cache that it is kept in."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewstep import Task, maml
+from fewstep.compilation import compiled_in_two
+from fewstep.engine import Engine
+from fewstep.functional import Loss
+from tests.reference import relative_error
+
+pytestmark = pytest.mark.filterwarnings("error::fewstep.FallbackWarning")
+KEEP = Engine(compile="pieces", keep=True, chunk=2)
+
+
+def _tasks(count: int = 4) -> Task:
+    torch.manual_seed(1)
+    x, y = torch.randn(2, count, 6, 3, dtype=torch.float64), torch.randn(2, count, 6, 2, dtype=torch.float64)
+    return Task(support=(x[0], y[0]), query=(x[1], y[1]))
+
+
+def _gradient(model: nn.Module, loss: Loss, engine: Engine, tasks: Task, *, twice: bool = False) -> Tensor:
+    """The meta-gradient after 3 inner steps; `twice` gives that of a second backward pass."""
+    learner = maml(model, loss, lr=0.1, steps=3, engine=engine)
+    torch.manual_seed(2)
+    total = learner(tasks).sum()
+    for last in (False, True) if twice else (True,):
+        model.zero_grad()
+        total.backward(retain_graph=not last)  # type: ignore[no-untyped-call]
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+
+def test_what_is_kept_gives_the_same_derivatives_and_random_numbers() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 2)).double()
+    model[0].weight.requires_grad_(False)
+    wanted = _gradient(model, nn.functional.mse_loss, Engine(compile="pieces", chunk=2), _tasks())
+    for twice in (False, True):
+        kept = _gradient(model, nn.functional.mse_loss, KEEP, _tasks(), twice=twice)
+        assert relative_error(kept, wanted) < 1e-14
+
+
+def test_a_last_chunk_that_is_smaller_keeps_its_own() -> None:
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    wanted = _gradient(model, nn.functional.mse_loss, Engine(method="loop"), _tasks(3))
+    assert relative_error(_gradient(model, nn.functional.mse_loss, KEEP, _tasks(3)), wanted) < 1e-14
+
+
+def test_convolutions_are_kept() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Flatten(1), nn.Linear(50, 2)).double()
+    x, y = torch.rand(4, 3, 1, 5, 5, dtype=torch.float64), torch.tensor([0, 1, 0]).expand(4, 3)
+    tasks = Task(support=(x, y), query=(x.flip(1), y))
+    wanted = _gradient(model, nn.functional.cross_entropy, Engine(), tasks)
+    kept = _gradient(model, nn.functional.cross_entropy, Engine(compile="pieces", keep=True, method="loop"), tasks)
+    assert relative_error(kept, wanted) < 1e-14
+
+
+def test_kept_are_products_and_random_numbers_and_what_is_small() -> None:
+    def function(x: Tensor, w: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        product = x @ w
+        wide = product.exp() * torch.rand_like(product)
+        row = wide.sum(0)
+        return row, wide.tanh() * row * c
+
+    x, w, c = torch.rand(80, 100), torch.rand(100, 90), torch.rand(80, 90)
+    early, later = compiled_in_two(function, [x, w, c], late=1)
+    torch.manual_seed(3)
+    row, *kept = early(x, w)
+    assert sorted(tuple(part.shape) for part in kept) == [(80, 90), (80, 90), (90,)]  # neither exp nor what follows
+    torch.manual_seed(3)
+    wanted = function(x, w, c)
+    torch.testing.assert_close((row, *later(x, w, c, *kept)), wanted)
+
+
+def test_what_was_kept_is_let_go_of_in_the_backward_pass() -> None:
+    model = nn.Linear(3, 2).double()
+    loss = maml(model, nn.functional.mse_loss, lr=0.1, steps=2, engine=KEEP)(_tasks()).sum()
+    steps = [node for node in _nodes(loss) if "_InnerGradient" in node.name()]
+    assert [callable(node.finish) for node in steps] == [True, True]
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert [node.finish for node in steps] == [None, None]
+
+
+def _nodes(loss: Tensor) -> list[Any]:
+    """All that autograd will run."""
+    found: list[Any] = []
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.append(node)
+            waiting += [after for after, _ in node.next_functions]
+    return found
+
+
+SCRIPT = """
+import warnings, torch, fewstep
+warnings.simplefilter("error", fewstep.FallbackWarning)
+net = torch.nn.Linear(2, 1)
+learner = fewstep.maml(net, torch.nn.functional.mse_loss, lr=0.1, engine=fewstep.Engine(compile="pieces"))
+x = torch.ones(1, 3, 2)
+learner(fewstep.Task(support=(x, x[..., :1]), query=(x, x[..., :1]))).sum().backward()
+"""
+
+
+def test_a_compilation_that_is_killed_leaves_nothing_in_the_users_cache(tmp_path: Path) -> None:
+    """Otherwise half of a library is found there by all later runs, which cannot load it."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ on this machine")
+    stand_in = tmp_path / "bin" / "g++"
+    stand_in.parent.mkdir()
+    stand_in.write_text(
+        "#!/bin/bash\n"
+        'for word; do case "$word" in *.main.so*) if [ -e "$KILL" ]; then\n'
+        '  echo half > "${word#-o}"; kill -9 $PPID; exit 1; fi;; esac; done\n'
+        f'exec {compiler} "$@"\n'
+    )
+    stand_in.chmod(0o755)
+    flag, cache = tmp_path / "kill", tmp_path / "cache"
+    named = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    environment = {**named, "PATH": f"{stand_in.parent}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(cache),
+                   "KILL": str(flag), "CXX": "g++"}  # fmt: skip
+    flag.touch()
+    killed = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr
+    assert not list(cache.rglob("*.main.so"))
+    flag.unlink()
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list((cache / "fewstep" / "inductor").rglob("*.main.so"))
