@@ -141,7 +141,8 @@ class Search:
         sizes = [size for size in self.chunks if (size or self.bench.tasks.size) <= CACHED] if on_cpu else []
         chunk = [eager.chunk, *sizes][-1]
         for kind in self.kinds:
-            twin = _changed(eager, product=self.fixed.get("product", "reverse"), compile=kind)
+            same = {"product": "reverse", "keep": False, **self.fixed, "compile": kind}
+            twin = _changed(eager, **same)
             if self.convolutions:
                 small: dict[str, Any] = {"method": "vmap", "chunk": chunk, "convolution": "matmul"}
                 large: dict[str, Any] = {"method": "loop", "chunk": None, "convolution": "channels_last"}
