@@ -36,7 +36,7 @@ def _gradient(model: nn.Module, loss: Loss, engine: Engine, tasks: Task, *, twic
     total = learner(tasks).sum()
     for last in (False, True) if twice else (True,):
         model.zero_grad()
-        total.backward(retain_graph=not last)  # type: ignore[no-untyped-call]
+        total.backward(retain_graph=not last)
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -86,7 +86,7 @@ def test_what_was_kept_is_let_go_of_in_the_backward_pass() -> None:
     loss = maml(model, nn.functional.mse_loss, lr=0.1, steps=2, engine=KEEP)(_tasks()).sum()
     steps = [node for node in _nodes(loss) if "_InnerGradient" in node.name()]
     assert [callable(node.finish) for node in steps] == [True, True]
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     assert [node.finish for node in steps] == [None, None]
 
 

@@ -78,7 +78,8 @@ def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
     mode = FakeTensorMode(shape_env=ShapeEnv())
     inputs: list[Any] = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in examples]
     with _mended(), _cache_of_the_user(), tracing(TracingContext(mode)):
-        return inductor(graph, inputs, options=options)
+        run: Callable[..., Any] = inductor(graph, inputs, options=options)
+    return run
 
 
 def _called(run: Callable[..., Any], constants: Sequence[Tensor], kept: int = 0) -> Function:

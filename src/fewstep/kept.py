@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def in_two(runner: Runner, key: Any, function: Function, tensors: Sequence[Tenso
     early, parts = [], []
     for piece in runner.chunks(tensors, stacked):
         known = [dense(tensor.detach()) for tensor in piece]
-        pair = runner.recorded((key, tuple(axis), tuple(sums)), known, lambda known=known: record(known))
+        pair = runner.recorded((key, tuple(axis), tuple(sums)), known, partial(record, known))
         if pair is None:
             return None
         results = pair[0](*known)
