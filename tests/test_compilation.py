@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fewstep import Task, maml
 from fewstep.compilation import compiled_in_two
 from fewstep.engine import Engine
+from fewstep.errors import FallbackWarning
 from fewstep.functional import Loss
 from tests.reference import relative_error
 
@@ -88,6 +89,19 @@ def test_what_was_kept_is_let_go_of_in_the_backward_pass() -> None:
     assert [callable(node.finish) for node in steps] == [True, True]
     loss.backward()
     assert [node.finish for node in steps] == [None, None]
+
+
+@pytest.mark.filterwarnings("always::fewstep.FallbackWarning")
+def test_what_cannot_be_compiled_later_leaves_right_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(function: Any, examples: Any) -> Any:
+        raise RuntimeError("no space left")
+
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    wanted = _gradient(model, nn.functional.mse_loss, Engine(), _tasks())
+    monkeypatch.setattr("fewstep.engine.compiled", compiled)  # the query gradient, after the inner steps
+    with pytest.warns(FallbackWarning, match="no space left"):
+        kept = _gradient(model, nn.functional.mse_loss, KEEP, _tasks())
+    assert relative_error(kept, wanted) < 1e-14
 
 
 def _nodes(loss: Tensor) -> list[Any]:

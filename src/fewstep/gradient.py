@@ -53,6 +53,7 @@ class _InnerGradient(torch.autograd.Function):
         ctx.wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
         keep = problem.runner.engine.keep and problem.derivative == "exact" and bool(ctx.wanted)
         both = problem.in_two(tensors, ctx.wanted) if keep else None
+        moment = Moment.now(tensors[-1].device) if keep and both is None else moment  # it may have drawn numbers
         result, ctx.finish = both or (problem.gradient(tensors, problem.theta), None)
         ctx.moment = moment.of_use()
         return tuple(result)
@@ -74,7 +75,7 @@ class _InnerGradient(torch.autograd.Function):
             finish, ctx.finish = ctx.finish, None  # a second backward pass computes all again
             theta = [t if problem.stacked else t.expand(count, *t.shape) for t in tensors[: len(v)]]
             full = [torch.zeros_like(t) if part is None else part for t, part in zip(theta, v, strict=True)]
-            grads = finish([c.to(theta[0].dtype), *full])
+            grads = finish(tensors, [c.to(theta[0].dtype), *full])
         elif problem.derivative == "exact":
             try:
                 with moment.again():

@@ -12,18 +12,18 @@ from torch import Tensor
 from fewstep.compilation import compiled_in_two
 from fewstep.engine import Function, Runner, dense, joined
 
-Finish = Callable[[Sequence[Tensor]], list[Tensor]]
+Finish = Callable[[Sequence[Tensor], Sequence[Tensor]], list[Tensor]]
 
 
 def in_two(runner: Runner, key: Any, function: Function, tensors: Sequence[Tensor], stacked: Sequence[bool],
            late: int, summed: Sequence[bool]) -> tuple[list[Tensor], Finish] | None:  # fmt: skip
-    """The first results of `function(*tensors, c, *u)` for all tasks, and `finish([c, *u])`, once, for the others.
+    """The first results of `function(*tensors, c, *u)` for all tasks, and `finish(tensors, [c, *u])` for the others.
 
     tensors [B, ...], or without a task axis where `stacked` is False
     late : how many tensors are known at last, and how many first results there are, which do not depend on those:
         c [B], and u like the first ones of `tensors`, with a task axis
     summed : which of the others are summed over the tasks
-    None where this cannot be compiled.
+    `finish` runs once. None where this cannot be compiled.
     """
     axis, sums = [*stacked, *[True] * late], [*[False] * late, *summed]
 
@@ -42,15 +42,15 @@ def in_two(runner: Runner, key: Any, function: Function, tensors: Sequence[Tenso
             return None
         results = pair[0](*known)
         early.append(results[:late])
-        parts.append((known, pair[1], results[late:]))
+        parts.append((known[-1].shape[0], pair[1], results[late:]))
 
-    def finish(unknown: Sequence[Tensor]) -> list[Tensor]:
+    def finish(tensors: Sequence[Tensor], unknown: Sequence[Tensor]) -> list[Tensor]:
         others, low = [], 0
         while parts:  # each lets go of what it kept
-            known, later, kept = parts.pop(0)
-            cut = slice(low, low + known[-1].shape[0])
+            count, later, kept = parts.pop(0)
+            cut, low = slice(low, low + count), low + count
+            known = [dense(t.detach()[cut] if has else t.detach()) for t, has in zip(tensors, stacked, strict=True)]
             others.append(later(*known, *[part.detach()[cut].contiguous() for part in unknown], *kept))
-            low = cut.stop
         return joined(others, summed)
 
     return joined(early, None), finish

@@ -127,7 +127,10 @@ class Problem:
 
         key = ("in two", wanted, self.batch, self.query)
         both = in_two(self.runner, key, function, spread, axis, len(late), [not axis[i] for i in wanted])
-        return both and (both[0], lambda late: self._over_start(wanted, both[1](late), axis))
+        if both is None:
+            return None
+        early, finish = both
+        return early, lambda again, late: self._over_start(wanted, finish(self._with_axis(again, axis), late), axis)
 
     def evaluate(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """L [B] and the predictions [B, ...], where there are any."""
@@ -156,9 +159,14 @@ class Problem:
 
     def _spread(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], list[bool]]:
         """The tensors, and which have a task axis. For compiled pieces theta has one at the start too: fewer pieces."""
-        axis = self.task_axis
+        axis, adapted = self.task_axis, len(self.theta)
         if self.runner.engine.compile != "pieces" or axis[0]:
             return tensors, axis
-        count, adapted = tensors[-1].shape[0], len(self.theta)
-        spread = [tensor.expand(count, *tensor.shape) for tensor in tensors[:adapted]]
-        return [*spread, *tensors[adapted:]], [True] * adapted + axis[adapted:]
+        axis = [True] * adapted + axis[adapted:]
+        return self._with_axis(tensors, axis), axis
+
+    def _with_axis(self, tensors: Sequence[Tensor], axis: Sequence[bool]) -> list[Tensor]:
+        """The tensors, expanded where they are to have a task axis and have none."""
+        count = tensors[-1].shape[0]
+        added = [after and not before for after, before in zip(axis, self.task_axis, strict=True)]
+        return [t.expand(count, *t.shape) if is_new else t for t, is_new in zip(tensors, added, strict=True)]
