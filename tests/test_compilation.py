@@ -6,19 +6,22 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fewstep import Task, maml
 from fewstep.compilation import compiled_in_two
 from fewstep.engine import Engine
-from fewstep.errors import FallbackWarning
+from fewstep.errors import FallbackWarning, InputError
 from fewstep.functional import Loss
-from tests.reference import relative_error
+from tests.cases import CASES, Case
+from tests.reference import meta_gradient, relative_error
 
 pytestmark = pytest.mark.filterwarnings("error::fewstep.FallbackWarning")
 KEEP = Engine(compile="pieces", keep=True, chunk=2)
@@ -44,24 +47,123 @@ def _gradient(model: nn.Module, loss: Loss, engine: Engine, tasks: Task, *, twic
 def test_what_is_kept_gives_the_same_derivatives_and_random_numbers() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 2)).double()
     model[0].weight.requires_grad_(False)
-    wanted = _gradient(model, nn.functional.mse_loss, Engine(compile="pieces", chunk=2), _tasks())
+    wanted = _gradient(model, functional.mse_loss, Engine(compile="pieces", chunk=2), _tasks())
     for twice in (False, True):
-        kept = _gradient(model, nn.functional.mse_loss, KEEP, _tasks(), twice=twice)
+        kept = _gradient(model, functional.mse_loss, KEEP, _tasks(), twice=twice)
         assert relative_error(kept, wanted) < 1e-14
+
+
+class Written(nn.Module):
+    """Writes in place to results of products, and through views; draws numbers that nothing needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.bias, self.last = nn.Linear(3, 80), nn.Parameter(torch.rand(80)), nn.Linear(80, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch.rand(70, 70)
+        hidden = functional.linear(x, self.first.weight)
+        hidden += self.bias
+        parts = torch.zeros_like(hidden)
+        parts[:, :50] = hidden[:, :50].tanh()
+        parts[:, 0] += 1.0
+        result: Tensor = self.last(functional.dropout(parts * hidden, 0.5))
+        return result
+
+
+@pytest.fixture
+def graphs_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled runs as it was traced and cut: the same results, sooner."""
+    monkeypatch.setattr("fewstep.compilation._by_inductor", lambda graph, examples: graph)
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("method", ["vmap", "loop"])
+@pytest.mark.parametrize("twice", [False, True])
+def test_what_is_written_in_place_or_drawn_in_vain_is_cut_right(method: Any, twice: bool) -> None:
+    model = Written().double()
+    x, y = torch.randn(2, 70, 3, dtype=torch.float64), torch.randn(2, 70, 2, dtype=torch.float64)
+    tasks = Task(support=(x, y), query=(x + 1, y))
+    plain = Engine(method=method, compile="pieces")
+    wanted = _gradient(model, functional.mse_loss, plain, tasks)
+    kept = _gradient(model, functional.mse_loss, replace(plain, keep=True), tasks, twice=twice)
+    assert relative_error(kept, wanted) < 1e-13
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+@pytest.mark.parametrize("case", [case for case in CASES if case.name != "gru"], ids=lambda case: case.name)
+@pytest.mark.parametrize("method", ["vmap", "loop"])
+def test_every_model_is_cut_right(case: Case, method: Any) -> None:
+    model, tasks = case.build(), case.tasks()
+    engines = Engine(method="loop"), Engine(method=method, compile="pieces", keep=True)
+    wanted, kept = [
+        meta_gradient(maml(model, case.loss, lr=case.lr, steps=2, adapt=case.adapt, engine=engine)(tasks),
+                      list(model.parameters()))
+        for engine in engines
+    ]  # fmt: skip
+    assert relative_error(kept, wanted) < 1e-9
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_weights_in_another_memory_format_and_hooks_that_give_another() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 3, 3, padding=1), nn.Tanh(), nn.Flatten(1), nn.Linear(75, 2)).double()
+    model.to(memory_format=torch.channels_last)
+    x = torch.rand(2, 4, 5, 5, 8, dtype=torch.float64)[..., ::2].movedim(-1, 2)
+    tasks = Task(support=(x, torch.zeros(2, 4, 2).double()), query=(x, torch.ones(2, 4, 2).double()))
+    wanted = _gradient(model, functional.mse_loss, Engine(method="loop"), tasks)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor.contiguous()):
+        kept = _gradient(model, functional.mse_loss, replace(KEEP, chunk=1), tasks)
+    assert relative_error(kept, wanted) < 1e-13
+
+
+def test_evaluation_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fewstep.engine.compiled", lambda function, examples: function)
+    monkeypatch.setattr("fewstep.kept.compiled_in_two", None)
+    learner = maml(nn.Linear(3, 2).double(), functional.mse_loss, lr=0.1, steps=2, engine=KEEP)
+    with torch.no_grad():
+        assert learner(_tasks()).shape == (4,)
+
+
+def test_keep_and_segment_exclude_each_other() -> None:
+    with pytest.raises(InputError, match="segment and offload keep less"):
+        maml(nn.Linear(3, 2), functional.mse_loss, lr=0.1, segment=2, engine=KEEP)
+
+
+@pytest.mark.filterwarnings("always::fewstep.FallbackWarning")
+def test_what_cannot_be_cut_runs_without_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled_in_two(function: Any, examples: Any, late: int) -> Any:
+        raise RuntimeError("no way to cut it")
+
+    monkeypatch.setattr("fewstep.engine.compiled", lambda function, examples: function)
+    monkeypatch.setattr("fewstep.kept.compiled_in_two", compiled_in_two)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 2)).double()
+    wanted = _gradient(model, functional.mse_loss, Engine(compile="pieces", chunk=2), _tasks())
+    with pytest.warns(FallbackWarning, match="running without keep, which failed: no way to cut it"):
+        kept = _gradient(model, functional.mse_loss, KEEP, _tasks())
+    assert relative_error(kept, wanted) < 1e-14
+
+
+def test_what_writes_to_its_inputs_cannot_be_cut() -> None:
+    def function(x: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        x += 1
+        return x.sum(), x * c
+
+    with pytest.raises(RuntimeError, match="the model writes to a tensor of its own"):
+        compiled_in_two(function, [torch.ones(3), torch.ones(3)], late=1)
 
 
 def test_a_last_chunk_that_is_smaller_keeps_its_own() -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)).double()
-    wanted = _gradient(model, nn.functional.mse_loss, Engine(method="loop"), _tasks(3))
-    assert relative_error(_gradient(model, nn.functional.mse_loss, KEEP, _tasks(3)), wanted) < 1e-14
+    wanted = _gradient(model, functional.mse_loss, Engine(method="loop"), _tasks(3))
+    assert relative_error(_gradient(model, functional.mse_loss, KEEP, _tasks(3)), wanted) < 1e-14
 
 
 def test_convolutions_are_kept() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Tanh(), nn.Flatten(1), nn.Linear(50, 2)).double()
     x, y = torch.rand(4, 3, 1, 5, 5, dtype=torch.float64), torch.tensor([0, 1, 0]).expand(4, 3)
     tasks = Task(support=(x, y), query=(x.flip(1), y))
-    wanted = _gradient(model, nn.functional.cross_entropy, Engine(), tasks)
-    kept = _gradient(model, nn.functional.cross_entropy, Engine(compile="pieces", keep=True, method="loop"), tasks)
+    wanted = _gradient(model, functional.cross_entropy, Engine(), tasks)
+    kept = _gradient(model, functional.cross_entropy, Engine(compile="pieces", keep=True, method="loop"), tasks)
     assert relative_error(kept, wanted) < 1e-14
 
 
@@ -84,7 +186,7 @@ def test_kept_are_products_and_random_numbers_and_what_is_small() -> None:
 
 def test_what_was_kept_is_let_go_of_in_the_backward_pass() -> None:
     model = nn.Linear(3, 2).double()
-    loss = maml(model, nn.functional.mse_loss, lr=0.1, steps=2, engine=KEEP)(_tasks()).sum()
+    loss = maml(model, functional.mse_loss, lr=0.1, steps=2, engine=KEEP)(_tasks()).sum()
     steps = [node for node in _nodes(loss) if "_InnerGradient" in node.name()]
     assert [callable(node.finish) for node in steps] == [True, True]
     loss.backward()
@@ -97,10 +199,10 @@ def test_what_cannot_be_compiled_later_leaves_right_what_was_kept(monkeypatch: p
         raise RuntimeError("no space left")
 
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    wanted = _gradient(model, nn.functional.mse_loss, Engine(), _tasks())
+    wanted = _gradient(model, functional.mse_loss, Engine(), _tasks())
     monkeypatch.setattr("fewstep.engine.compiled", compiled)  # the query gradient, after the inner steps
     with pytest.warns(FallbackWarning, match="no space left"):
-        kept = _gradient(model, nn.functional.mse_loss, KEEP, _tasks())
+        kept = _gradient(model, functional.mse_loss, KEEP, _tasks())
     assert relative_error(kept, wanted) < 1e-14
 
 
@@ -120,7 +222,7 @@ SCRIPT = """
 import warnings, torch, fewstep
 warnings.simplefilter("error", fewstep.FallbackWarning)
 net = torch.nn.Linear(2, 1)
-learner = fewstep.maml(net, torch.nn.functional.mse_loss, lr=0.1, engine=fewstep.Engine(compile="pieces"))
+learner = fewstep.maml(net, torch.functional.mse_loss, lr=0.1, engine=fewstep.Engine(compile="pieces"))
 x = torch.ones(1, 3, 2)
 learner(fewstep.Task(support=(x, x[..., :1]), query=(x, x[..., :1]))).sum().backward()
 """

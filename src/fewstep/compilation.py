@@ -8,10 +8,12 @@ generators, or that asks for a tensor's value, is refused.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +28,7 @@ from fewstep.replay import Moment
 from fewstep.splitting import split
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_ONE_AT_A_TIME = threading.RLock()  # compiling changes what all threads share
 Function = Callable[..., tuple[Tensor, ...]]
 
 
@@ -50,6 +53,7 @@ def compiled_in_two(function: Function, examples: Sequence[Tensor], late: int) -
     with torch.no_grad():
         graph = _traced(function, examples)
         constants = _lifted(graph)
+        graph = _traced(torch.func.functionalize(graph), [*examples, *constants])  # nothing is written to in place
         early, later = split(graph, range(len(examples) - late, len(examples)), late)
         known = [*examples[:-late], *constants]
         first = _by_inductor(early, known)
@@ -77,7 +81,7 @@ def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
     # Inductor keeps on disk only what was compiled under an environment of shapes; these are fixed.
     mode = FakeTensorMode(shape_env=ShapeEnv())
     inputs: list[Any] = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in examples]
-    with _mended(), _cache_of_the_user(), tracing(TracingContext(mode)):
+    with _ONE_AT_A_TIME, _mended(), _cache_of_the_user(), tracing(TracingContext(mode)):
         run: Callable[..., Any] = inductor(graph, inputs, options=options)
     return run
 
@@ -116,16 +120,24 @@ def _traced(function: Function, examples: Sequence[Tensor]) -> fx.GraphModule:
 
 @contextmanager
 def _cache_of_the_user() -> Iterator[None]:
-    """Compile into the user's cache folder, which outlives a restart, unless the user named another."""
+    """Compile into the user's cache folder, which outlives a restart, unless the user named another.
+
+    The code is for one kind of processor, and such folders are shared by machines: each kind has its own.
+    """
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     before = os.environ.get(CACHE)
     if before in (None, default_cache_dir()):  # PyTorch writes its default there
-        os.environ[CACHE] = user_cache_dir("fewstep", appauthor=False) + "/inductor"
+        kind = hashlib.sha256(repr(sorted(torch.cpu.get_capabilities().items())).encode()).hexdigest()[:8]
+        folder = Path(user_cache_dir("fewstep", appauthor=False)) / "inductor" / kind
+        with suppress(OSError):  # where it cannot be written, PyTorch's default stays
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                os.environ[CACHE] = str(folder)
     try:
         yield
     finally:
-        os.environ.pop(CACHE)
+        os.environ.pop(CACHE, None)
         if before is not None:
             os.environ[CACHE] = before
 

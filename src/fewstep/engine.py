@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
@@ -44,10 +44,11 @@ class Engine:
     product : the derivative of the inner gradient by reverse mode over reverse mode, or forward over reverse
     convolution : PyTorch's own; "channels_last", its own in that memory format, under "loop" only; or "matmul",
         unfolded into matrix products, which suits the small convolutions of many tasks with weights of their own
-    keep : with compiled pieces, what the matrix products and convolutions of an inner step gave is kept for its
-        derivative and not computed again. That takes less time, and memory for each step and task.
-    precision : "bfloat16" computes the loss in it where autocast says so; the inner updates, the meta-gradient and all
-        that is kept stay in the parameters' own precision
+    keep : with compiled pieces, what the matrix products, convolutions and random generators of an inner step gave,
+        and what is small, is kept for its derivative and not computed again. That takes less time, and memory for each
+        step and task.
+    precision : "bfloat16" computes the loss in it where autocast says so; the inner updates, the meta-gradient and
+        theta of each step stay in the parameters' own precision
     """
 
     method: Literal["vmap", "loop"] = "vmap"
@@ -191,7 +192,7 @@ class Runner:
     def recorded(self, key: Any, tensors: Sequence[Tensor], record: Callable[[], Any]) -> Any:
         """What `record` compiled for this key and such tensors.
 
-        Where it fails it warns and gives None, and from then on nothing is compiled.
+        Where it fails it warns and gives None. From then on nothing is kept, or where nothing was, nothing compiled.
         """
         device = tensors[-1].device
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
@@ -209,9 +210,11 @@ class Runner:
                 raise RuntimeError(f"the model, or the tasks' shapes, changed {MOST_COMPILED} times")
             return record()
         except Exception as error:  # compilers fail in any way
-            self.engine = Engine(**{**asdict(self.engine), "compile": "no", "keep": False})
+            keep, compile = self.engine.keep, self.engine.compile
+            self.engine = replace(self.engine, keep=False, compile=compile if keep else "no")
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(f"running without compilation, which failed: {reason}", FallbackWarning, stacklevel=2)
+            what = "keep" if keep else "compilation"
+            warnings.warn(f"running without {what}, which failed: {reason}", FallbackWarning, stacklevel=2)
             return None
 
 

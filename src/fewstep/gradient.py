@@ -1,7 +1,7 @@
 """The inner gradient as an operator with a derivative of its own, and the task loss as another.
 
     L, g = inner_gradient(theta, shared, batch)      the loss [B] and its gradients by theta [B, ...]
-    forward : first-order gradients; nothing of their graph is kept
+    forward : first-order gradients; nothing of their graph is kept, unless the engine says so
     backward: cotangents (c, v) -> the gradient of  c L + <dL/dtheta, v>,  recomputed by a Hessian-vector product
     jvp     : tangent u -> <dL, u>  and its gradient by theta (the Hessian is symmetric)
 
@@ -51,7 +51,7 @@ class _InnerGradient(torch.autograd.Function):
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
         ctx.wanted = tuple(i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed)
-        keep = problem.runner.engine.keep and problem.derivative == "exact" and bool(ctx.wanted)
+        keep = problem.keep and problem.derivative == "exact" and bool(ctx.wanted)
         both = problem.in_two(tensors, ctx.wanted) if keep else None
         moment = Moment.now(tensors[-1].device) if keep and both is None else moment  # it may have drawn numbers
         result, ctx.finish = both or (problem.gradient(tensors, problem.theta), None)

@@ -31,7 +31,10 @@ def in_two(runner: Runner, key: Any, function: Function, tensors: Sequence[Tenso
         return runner.over_tasks(function, inputs, axis, sums)
 
     def record(known: Sequence[Tensor]) -> tuple[Function, Function]:
-        unknown = [known[0].new_zeros(known[-1].shape[0]), *[torch.zeros_like(part) for part in known[: late - 1]]]
+        unknown = [
+            known[0].new_zeros(known[-1].shape[0]),
+            *[torch.zeros(part.shape, dtype=part.dtype, device=part.device) for part in known[: late - 1]],
+        ]
         return compiled_in_two(whole, [*known, *unknown], late)
 
     early, parts = [], []
@@ -42,15 +45,23 @@ def in_two(runner: Runner, key: Any, function: Function, tensors: Sequence[Tenso
             return None
         results = pair[0](*known)
         early.append(results[:late])
-        parts.append((known[-1].shape[0], pair[1], results[late:]))
+        parts.append(([tensor.stride() for tensor in known], pair[1], results[late:], known[-1].shape[0]))
 
     def finish(tensors: Sequence[Tensor], unknown: Sequence[Tensor]) -> list[Tensor]:
         others, low = [], 0
         while parts:  # each lets go of what it kept
-            count, later, kept = parts.pop(0)
+            strides, later, kept, count = parts.pop(0)
             cut, low = slice(low, low + count), low + count
-            known = [dense(t.detach()[cut] if has else t.detach()) for t, has in zip(tensors, stacked, strict=True)]
+            piece = [t.detach()[cut] if has else t.detach() for t, has in zip(tensors, stacked, strict=True)]
+            known = [_strided(dense(tensor), stride) for tensor, stride in zip(piece, strides, strict=True)]
             others.append(later(*known, *[part.detach()[cut].contiguous() for part in unknown], *kept))
         return joined(others, summed)
 
     return joined(early, None), finish
+
+
+def _strided(tensor: Tensor, stride: Sequence[int]) -> Tensor:
+    """The tensor as compiled code expects it; hooks for saved tensors may give it back in another form."""
+    if tensor.stride() == tuple(stride):
+        return tensor
+    return torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(tensor)

@@ -123,6 +123,8 @@ class Learner(nn.Module):
                 "finite differences, segment and offload, and outer objectives other than the last step's work step "
                 "by step: use compile='pieces'"
             )
+        if engine.keep and self.memory != Memory():
+            raise InputError("segment and offload keep less for the backward pass, the engine's keep=True more: choose")
         if engine.precision != "full" and self.derivative == "finite_difference":
             raise InputError("finite differences of bfloat16 are noise; use another derivative or precision='full'")
 
@@ -217,7 +219,7 @@ class Learner(nn.Module):
         shared = self.objective.shared_at(place)
         leaves, form = tree_flatten(batch)
         problem = Problem(self.objective, self.runner, self.order, self.objective.is_stacked(theta), form, len(leaves),
-                          query=place.query)  # fmt: skip
+                          query=place.query, keep=self.engine.keep and torch.is_grad_enabled())  # fmt: skip
         return problem, [*theta.values(), *shared.values(), *leaves]
 
     def unrolled(self, tasks: Task) -> tuple[Unrolled, list[Tensor]]:

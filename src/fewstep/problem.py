@@ -27,6 +27,7 @@ class Problem:
     all_stacked : whether the shared ones have one too
     batch, leaves : the form of a batch, and how many tensors it has
     query : whether it is the query set's loss, else the support set's
+    keep : whether its derivative will be wanted, and takes what the engine keeps for it
     """
 
     objective: Objective
@@ -37,6 +38,7 @@ class Problem:
     leaves: int
     all_stacked: bool = False
     query: bool = True
+    keep: bool = False
 
     @property
     def theta(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from fewstep.agreement import LOOP, Agreement
 from fewstep.engine import Engine
 from fewstep.errors import InputError
 from fewstep.footprint import free_memory
+from fewstep.long_loop import Memory
 from fewstep.trial import Bench, Trial
 
 MOST_UNROLLED = 5  # inner steps that are compiled as one, 1 with convolutions: each makes compilation longer
@@ -23,6 +24,7 @@ EAGER = 0.4  # the part of the time that eager engines may take, where others ar
 SLOW, LATE = 2.5, 1.0  # an engine is not timed whose first step takes this many times as long as the fastest, and 1 s
 HOPELESS = 1.5  # a number of tasks at a time is not compiled that takes this many times as long as the best, eagerly
 SMALL = 2048  # pixels of an image whose convolutions are fastest as matrix products; 28x28 is, 84x84 is not
+KEPT = 0.25  # of what a task takes, each inner step keeps less with `keep`: 0.05 was measured
 COMPILED = {"compile", "keep"}  # fields that eager engines have no say in
 CACHED = 2  # tasks at a time at most for the first engine with convolutions that is compiled for a CPU
 
@@ -62,7 +64,7 @@ class Search:
             self.loop = bench.run(LOOP)
         self.convolutions = ("native", "matmul", "channels_last") if seen.pixels else ()
         self.pixels = seen.pixels
-        self.keeps = bench.learner.derivative == "exact" and bench.learner.steps > 0
+        self.keeps = bench.learner.derivative == "exact" and bench.learner.memory == Memory()
         most = (1 if seen.pixels else MOST_UNROLLED) if bench.learner.unrollable else -1
         self.kinds = _kinds(bench.learner.steps, most, fixed.get("compile"))
         self.end = start + seconds
@@ -217,11 +219,12 @@ class Search:
 
     def _peak(self, engine: Engine) -> float:
         """Bytes that an engine will take at most, by those that took fewer tasks at a time."""
-        size = self._at_a_time(engine)
-        known = [(t.peak * max(1.0, size / self._at_a_time(t.engine))) for t in self.trials if t.peak is not None]
-        every = engine.compile == "step" or engine.keep
-        kept = self.bench.learner.steps + 1 if every else 1  # activations of every step, at most
-        return kept * min(known, default=0.0)
+        size, steps = self._at_a_time(engine), self.bench.learner.steps
+        known = [(t.peak, self._at_a_time(t.engine)) for t in self.trials if t.peak is not None and not t.engine.keep]
+        once = min((peak * max(1.0, size / tasks) for peak, tasks in known), default=0.0)
+        if engine.keep:
+            return once + KEPT * steps * self.bench.tasks.size * min((peak / tasks for peak, tasks in known), default=0)
+        return once * (steps + 1 if engine.compile == "step" else 1)  # it has the activations of every step
 
     def _at_a_time(self, engine: Engine) -> int:
         return 1 if engine.method == "loop" else engine.chunk or self.bench.tasks.size

@@ -1,7 +1,7 @@
 """Two graphs out of one: what can be computed at once, and the rest later, with what is kept in between.
 
-Kept is what matrix products, convolutions and random generators gave, and what is small. All else is cheap to compute
-and dear to write and read, so the later graph computes it again.
+Kept is what matrix products, convolutions, random generators and operators of other libraries gave, and what is small.
+All else is cheap to compute and dear to write and read, so the later graph computes it again.
 """
 
 from __future__ import annotations
@@ -23,14 +23,20 @@ def split(graph: fx.GraphModule, late: range, early_outputs: int) -> tuple[fx.Gr
 
     late : the positions of the inputs that are not known at first
     early_outputs : how many of the outputs, the first ones, are computed at first, from the known inputs only
-    Nodes must have their shapes in `meta["val"]`, as `make_fx` leaves them.
+    The graph writes to nothing in place, and nodes have their shapes in `meta["val"]`, as `make_fx` leaves them.
     """
-    _without_examples(graph)
     ends: Any = next(node for node in graph.graph.nodes if node.op == "output").args[0]
     outputs: list[fx.Node] = list(ends)
     inputs = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    calls = [node for node in graph.graph.nodes if node.op == "call_function"]
+    if written := [str(node.target) for node in calls if _is_mutable(node)]:
+        raise RuntimeError(f"the model writes to a tensor of its own ({', '.join(written)}), which cannot be split")
+    dependent = _after(graph, {node for number, node in enumerate(inputs) if number in late})
+    random = [node for node in calls if _is_random(node) and node not in dependent]  # each draws once, and at first
     kept: dict[fx.Node, None] = {}
-    at_once = _behind(outputs[:early_outputs], lambda node: False, {})
+    at_once = _behind([*outputs[:early_outputs], *random], lambda node: False, {})
+    if at_once & dependent:
+        raise RuntimeError("the inner gradient depends on the direction in which its derivative is taken")
     later = _behind(outputs[early_outputs:], lambda node: node in at_once and _is_dear(node), kept)
     order = {node: number for number, node in enumerate(graph.graph.nodes)}
     saved = sorted(kept, key=order.__getitem__)
@@ -40,15 +46,20 @@ def split(graph: fx.GraphModule, late: range, early_outputs: int) -> tuple[fx.Gr
     return early, rest
 
 
-def _without_examples(graph: fx.GraphModule) -> None:
-    """What is one everywhere depends on no tensor: differentiation starts from `ones_like(result)`."""
-    for node in graph.graph.find_nodes(op="call_function", target=_ATEN.ones_like.default):
-        value = node.meta["val"]
-        about = {"dtype": value.dtype, "device": value.device}
-        with graph.graph.inserting_before(node):
-            ones = graph.graph.call_function(_ATEN.full.default, (list(value.shape), 1), about)
-        ones.meta["val"] = value
-        node.replace_all_uses_with(ones)
+def _after(graph: fx.GraphModule, late: set[fx.Node]) -> set[fx.Node]:
+    """What depends on `late`. Differentiation starts from `ones_like`, which needs a shape only, and is made so."""
+    found = set(late)
+    for node in list(graph.graph.nodes):
+        if node.target is _ATEN.ones_like.default and node.args[0] in found:
+            value = node.meta["val"]
+            about = {"dtype": value.dtype, "device": value.device}
+            with graph.graph.inserting_before(node):
+                ones = graph.graph.call_function(_ATEN.full.default, (list(value.shape), 1), about)
+            ones.meta["val"] = value
+            node.replace_all_uses_with(ones)
+        elif any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _behind(ends: Sequence[fx.Node], is_end: Callable[[fx.Node], bool], found: dict[fx.Node, None]) -> set[fx.Node]:
@@ -73,8 +84,18 @@ def _is_dear(node: fx.Node) -> bool:
     if node.op != "call_function" or not isinstance(value, torch.Tensor):
         return False
     source: Any = node.args[0] if node.target is operator.getitem else node
-    random = torch.Tag.nondeterministic_seeded in getattr(source.target, "tags", ())
-    return random or getattr(source.target, "overloadpacket", None) in DEAR or value.numel() <= SMALL
+    foreign = getattr(source.target, "namespace", "") not in ("aten", "prims")  # it may draw numbers and not say so
+    dear = getattr(source.target, "overloadpacket", None) in DEAR
+    return foreign or dear or _is_random(source) or value.numel() <= SMALL
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _is_mutable(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _part(graph: fx.GraphModule, inputs: Sequence[fx.Node], nodes: set[fx.Node],
