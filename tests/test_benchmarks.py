@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 import fewstep
-from benchmarks import contenders, memory, planner, speed
+from benchmarks import contenders, gradient_noise, memory, methods, planner, speed
 from benchmarks.charts import chart
 from benchmarks.results import Entry, Fresh, Result, load, times_faster
 from benchmarks.tables import as_markdown, as_table
@@ -180,4 +180,22 @@ def test_methods_end_to_end(tmp_path: Path) -> None:
     assert all(f"| {name} |" in text for name in ("maml", "reptile"))
     cost = json.loads((tmp_path / "glyphs" / "maml" / "cost.json").read_text())
     assert cost["peak_mib"] > 50
-    assert cost["seconds"] > 0
+    lines = [
+        {"step": 100, "seconds": 9.0},
+        {"step": 200, "seconds": 20.0},
+        {"step": 300, "seconds": 25.0},
+        {"step": 300},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert methods._pace(tmp_path) == "50"
+
+
+def test_gradient_noise() -> None:
+    """Of batches that do not differ there is no noise, of the sinusoid's there is."""
+    learner = fewstep.maml(fewstep.models.mlp(), torch.nn.functional.mse_loss, lr=0.01)
+    episodes = fewstep.data.SinusoidEpisodes(tasks=2)
+    _, ratio = gradient_noise.signal_to_noise(learner, [episodes[0]] * 3, 3)
+    assert ratio > 1e6
+    norm, ratio = gradient_noise.signal_to_noise(learner, episodes, 8)
+    assert norm > 0
+    assert ratio < 10

@@ -107,7 +107,8 @@ def test_every_model_is_cut_right(case: Case, method: Any) -> None:
 @pytest.mark.usefixtures("graphs_as_they_are")
 def test_weights_in_another_memory_format_and_hooks_that_give_another() -> None:
     model = nn.Sequential(nn.Conv2d(4, 3, 3, padding=1), nn.Tanh(), nn.Flatten(1), nn.Linear(75, 2)).double()
-    model.to(memory_format=torch.channels_last)
+    first = model.get_parameter("0.weight")
+    first.data = first.data.contiguous(memory_format=torch.channels_last)
     x = torch.rand(2, 4, 5, 5, 8, dtype=torch.float64)[..., ::2].movedim(-1, 2)
     tasks = Task(support=(x, torch.zeros(2, 4, 2).double()), query=(x, torch.ones(2, 4, 2).double()))
     wanted = _gradient(model, functional.mse_loss, Engine(method="loop"), tasks)
