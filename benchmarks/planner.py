@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any, Literal
 
@@ -106,7 +106,7 @@ def grid(workload: Workload, compiled: bool) -> list[Engine]:
         if convolves:
             found += [Engine(compile=kind, chunk=size, convolution="matmul") for size in (1, 2, 4)]
             found.append(Engine(compile=kind, method="loop", convolution="channels_last"))
-    return found
+    return [*found, *(replace(engine, keep=True) for engine in found if engine.compile == "pieces")]
 
 
 def ratio(runners: list[Runner]) -> float:
