@@ -90,6 +90,20 @@ def test_what_is_written_in_place_or_drawn_in_vain_is_cut_right(method: Any, twi
     assert relative_error(kept, wanted) < 1e-13
 
 
+def _exponential(x: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+    value = x.exp()
+    return value, value * c
+
+
+@pytest.mark.usefixtures("graphs_as_they_are")
+def test_the_caller_may_write_to_the_first_results() -> None:
+    x, c = torch.rand(3), torch.rand(3)
+    early, later = compiled_in_two(_exponential, [x, c], late=1)
+    result, *kept = early(x)
+    result.zero_()
+    torch.testing.assert_close(later(x, c, *kept), (x.exp() * c,))
+
+
 @pytest.mark.usefixtures("graphs_as_they_are")
 @pytest.mark.parametrize("case", [case for case in CASES if case.name != "gru"], ids=lambda case: case.name)
 @pytest.mark.parametrize("method", ["vmap", "loop"])

@@ -58,9 +58,16 @@ def compiled_in_two(function: Function, examples: Sequence[Tensor], late: int) -
         known = [*examples[:-late], *constants]
         first = _by_inductor(early, known)
         with Moment.now(examples[-1].device).again():  # only the form of what is kept is of use yet
-            kept = list(first(*known))[late:]
+            results = list(first(*known))
+        kept = results[late:]
         second = _by_inductor(later, [*examples, *constants, *kept])
-    return _called(first, constants), _called(second, constants, len(kept))
+    of_caller = {result.untyped_storage().data_ptr() for result in results[:late]}
+    shared = {late + i for i, part in enumerate(kept) if part.untyped_storage().data_ptr() in of_caller}
+
+    def own(*tensors: Tensor) -> tuple[Tensor, ...]:  # the caller may write to its results
+        return tuple(part.clone() if i in shared else part for i, part in enumerate(first(*tensors)))
+
+    return _called(own, constants), _called(second, constants, len(kept))
 
 
 def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
