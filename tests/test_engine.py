@@ -35,6 +35,8 @@ from tests.reference import meta_gradient, relative_error
         ({"precision": "half"}, "precision must be one of"),
         ({"method": "loop", "product": "forward"}, "needs the method 'vmap'"),
         ({"convolution": "channels_last"}, "use 'loop' or 'matmul'"),
+        ({"keep": "yes"}, "keep must be one of"),
+        ({"keep": True}, "needs compile='pieces' and product='reverse', but compile='no' and product='reverse' came"),
     ],
 )
 def test_wrong_engines(options: dict[str, Any], message: str) -> None:

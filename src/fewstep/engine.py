@@ -71,7 +71,8 @@ class Engine:
         if self.method == "loop" and self.product == "forward":
             raise InputError("the product 'forward' needs the method 'vmap', but 'loop' came")
         if self.keep and (self.compile != "pieces" or self.product == "forward"):
-            raise InputError("keep goes with compile='pieces' and the product 'reverse'")
+            came = f"compile={self.compile!r} and product={self.product!r} came"
+            raise InputError(f"keep=True needs compile='pieces' and product='reverse', but {came}; set them too")
         if self.method == "vmap" and self.convolution == "channels_last":
             raise InputError("PyTorch has no channels-last format under the method 'vmap'; use 'loop' or 'matmul'")
 
