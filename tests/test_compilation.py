@@ -237,7 +237,7 @@ SCRIPT = """
 import warnings, torch, fewstep
 warnings.simplefilter("error", fewstep.FallbackWarning)
 net = torch.nn.Linear(2, 1)
-learner = fewstep.maml(net, torch.functional.mse_loss, lr=0.1, engine=fewstep.Engine(compile="pieces"))
+learner = fewstep.maml(net, torch.nn.functional.mse_loss, lr=0.1, engine=fewstep.Engine(compile="pieces"))
 x = torch.ones(1, 3, 2)
 learner(fewstep.Task(support=(x, x[..., :1]), query=(x, x[..., :1]))).sum().backward()
 """
