@@ -38,21 +38,13 @@ METHODS: dict[str, list[str]] = {
     "reptile": [],
     "anil": [],
     "boil": [],
-    "cavia": [
-        "--inner-lr",
-        "1.0",
-        "--algorithm-options",
-        "context=100,layer=blocks.2.norm",
-    ],  # as its paper for images: 100 numbers, after the third convolution
+    # As its paper for images: 100 numbers, after the third convolution.
+    "cavia": ["--inner-lr", "1.0", "--algorithm-options", "context=100,layer=blocks.2.norm"],
     "proto_maml": [],
     "unicorn_maml": [],
     "meta_sgd": [],
-    "maml_pp": [
-        "--schedule",
-        "cosine",
-        "--algorithm-options",
-        "anneal=100",
-    ],  # a tenth of the training, as in its paper
+    # A tenth of the training, as in its paper.
+    "maml_pp": ["--schedule", "cosine", "--algorithm-options", "anneal=100"],
     "meta_curvature": [],
     "t_net": [],
     "warp_grad": [],

@@ -208,3 +208,4 @@ def test_models_without_attention_enter_no_context(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(fewstep.functional, "sdpa_kernel", never)
     learner = maml(fewstep.models.mlp(), functional.mse_loss, lr=0.01)
     learner(fewstep.data.SinusoidEpisodes(tasks=2)[0]).sum().backward()
+    assert all(parameter.grad is not None for parameter in learner.parameters())

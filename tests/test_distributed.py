@@ -226,6 +226,7 @@ def test_a_run_is_that_of_one_process_also_where_their_number_changes(two: Path,
     go(two / "two, then one")
     for name in ("whole", "one, then two", "two, then one"):
         close(Run(tmp_path), Run(two / name))
+        assert Run(two / name).step_of("model.safetensors") == Run(tmp_path).step_of("model.safetensors")
 
 
 def test_a_stopped_run_goes_on_to_the_identical_result_with_dropout(two: Path) -> None:
