@@ -165,7 +165,7 @@ def test_each_class_of_an_episode_is_turned_as_one() -> None:
     ("options", "message"),
     [
         ({"ways": 7}, r"7 ways asked of 6 classes; choose 1\.\.6"),
-        ({"shots": 3, "queries": 3}, "3 shots and 3 queries asked, but a class has 5 examples"),
+        ({"shots": 3, "queries": 3}, "3 shots and 3 queries asked, but class 0 has 5 examples"),
         ({"shots": 0}, "at least 1"),
         ({"tasks": 0}, "tasks per batch must be at least 1"),
         ({"images": torch.zeros(3, 4)}, r"images must be uint8 \[classes, examples, channels, height, width\]"),

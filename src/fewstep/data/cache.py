@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import platformdirs
@@ -72,19 +72,43 @@ def cached_arrays(stem: str, names: tuple[str, ...], recipe: object, build: Call
     `build` is of. It appears whole or not at all, so that two processes may build at once; one that cannot be
     read is built again.
     """
-    source = ""
-    with suppress(OSError, TypeError):  # without its source, as in a frozen program
-        source = inspect.getsource(sys.modules[build.__module__])
-    digest = hashlib.sha256(repr((names, recipe, source)).encode()).hexdigest()[:16]
-    path = cache_folder() / f"{stem}-{digest}.npz"
+    path = cache_path(f"{stem}.npz", (names, recipe), build.__module__)
     arrays = _read(path, names)
     if arrays is None:
-        arrays = build()
+        arrays = built = build()
         try:
-            _write(path, arrays)
+            write_whole(path, lambda file: np.savez_compressed(file, **built))  # type: ignore[arg-type]
         except OSError as error:
-            warnings.warn(f"{path} cannot be written ({error}); set FEWSTEP_CACHE to a folder", stacklevel=2)
+            warn_unwritable(path, error)
     return arrays
+
+
+def cache_path(name: str, recipe: object, module: str) -> Path:
+    """The file `name` in the cache folder, with a digest of all that it depends on: `recipe`, and a module's source."""
+    source = ""
+    with suppress(OSError, TypeError):  # without its source, as in a frozen program
+        source = inspect.getsource(sys.modules[module])
+    digest = hashlib.sha256(repr((recipe, source)).encode()).hexdigest()[:16]
+    stem, _, suffix = name.rpartition(".")
+    return cache_folder() / f"{stem}-{digest}.{suffix}"
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Have `write` fill a file that is there whole or not at all, also where two processes write it at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        Path(temporary).replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            Path(temporary).unlink()
+
+
+def warn_unwritable(path: Path, error: OSError) -> None:
+    """Say that the work will have to be done again next time."""
+    warnings.warn(f"{path} cannot be written ({error}); set FEWSTEP_CACHE to a folder", stacklevel=3)
 
 
 def _read(path: Path, names: tuple[str, ...]) -> Arrays | None:
@@ -93,18 +117,6 @@ def _read(path: Path, names: tuple[str, ...]) -> Arrays | None:
             return {name: archive[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
-
-
-def _write(path: Path, arrays: Arrays) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        Path(temporary).replace(path)
-    finally:
-        with suppress(FileNotFoundError):
-            Path(temporary).unlink()
 
 
 def fetch(url: str, known_hash: str, folder: Path) -> Path:
@@ -146,6 +158,6 @@ class _DownloadBar:
         self._progress.stop()
 
 
-def steps(items: list[Item], what: str) -> Iterable[Item]:
+def steps(items: Iterable[Item], what: str, total: int | None = None) -> Iterable[Item]:
     """`items`, with a progress bar on a terminal."""
-    return track(items, what, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    return track(items, what, total, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())

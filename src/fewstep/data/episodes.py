@@ -6,10 +6,12 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 from fewstep.task import Task
 
@@ -56,7 +58,8 @@ def numbered_generator(seed: int, index: int) -> torch.Generator:
 class ClassEpisodes(Episodes):
     """N-way K-shot classification out of a table of pictures.
 
-    images : uint8 [classes, examples, channels, height, width], 0..255, on any device.
+    images : uint8 [classes, examples, channels, height, width], 0..255, on any device; or an `ImageTable`, whose
+        classes may differ in size
     Each task takes `ways` distinct classes and of each class `shots` + `queries` distinct examples.
     With `rotate`, each class of an episode is turned by 0, 90, 180 or 270 degrees, as the MAML authors do with
     Omniglot. Pictures come as float32 in 0..1; labels 0..ways-1 (int64) are given in random order.
@@ -64,7 +67,7 @@ class ClassEpisodes(Episodes):
     support : x [tasks, ways*shots, channels, height, width], y [tasks, ways*shots];  query : likewise
     """
 
-    images: Tensor
+    images: Tensor | ImageTable
     ways: int
     shots: int
     queries: int
@@ -72,33 +75,33 @@ class ClassEpisodes(Episodes):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.images.dim() != 5 or self.images.dtype != torch.uint8:
-            raise InputError(
-                "images must be uint8 [classes, examples, channels, height, width], but "
-                f"{self.images.dtype} {tuple(self.images.shape)} came"
-            )
-        classes, examples = self.images.shape[:2]
+        classes = len(self.table)
         if not 1 <= self.ways <= classes:
             raise InputError(f"{self.ways} ways asked of {classes} classes; choose 1..{classes}")
-        if self.shots < 1 or self.queries < 1 or self.shots + self.queries > examples:
+        if self.shots < 1 or self.queries < 1 or self.shots + self.queries > self.table.fewest:
             raise InputError(
-                f"{self.shots} shots and {self.queries} queries asked, but a class has {examples} examples; "
-                "both must be at least 1 and together no more than that"
+                f"{self.shots} shots and {self.queries} queries asked, but {self.table.smallest()} has "
+                f"{self.table.fewest} examples; both must be at least 1 and together no more than that"
             )
-        if self.rotate and self.images.shape[3] != self.images.shape[4]:
-            raise InputError(f"only square pictures can be rotated, not {tuple(self.images.shape[3:])}")
+        if self.rotate and self.table.images.shape[-1] != self.table.images.shape[-2]:
+            raise InputError(f"only square pictures can be rotated, not {tuple(self.table.images.shape[-2:])}")
+
+    @cached_property
+    def table(self) -> ImageTable:
+        """The pictures by class."""
+        return ImageTable.of(self.images)
 
     def draw(self, generator: torch.Generator) -> Task:
-        classes, examples = self.images.shape[:2]
-        shape = (self.tasks, self.ways)
-        chosen = torch.rand(self.tasks, classes, generator=generator).topk(self.ways).indices
-        picked = torch.rand(*shape, examples, generator=generator).topk(self.shots + self.queries).indices
+        table, shape = self.table, (self.tasks, self.ways)
+        chosen = torch.rand(self.tasks, len(table), generator=generator).topk(self.ways).indices
+        numbers = torch.rand(*shape, int(table.counts.max()), generator=generator)
+        absent = torch.arange(numbers.shape[2]) >= table.counts[chosen][..., None]
+        picked = numbers.masked_fill(absent, -1).topk(self.shots + self.queries).indices
         turns = torch.randint(4, shape, generator=generator)
-        device = self.images.device
-        x = self.images[chosen.to(device)[..., None], picked.to(device)].to(self.device)
+        x = table.pick(chosen[..., None], picked).to(self.device)
         if self.rotate:
             x = rotate_quarters(x, turns.to(x.device))
-        x = x.float() / 255
+        x = x.float().div_(255)
         y = torch.arange(self.ways, device=x.device).expand(self.tasks, self.ways)
         return Task(
             support=(x[:, :, : self.shots].flatten(1, 2), y.repeat_interleave(self.shots, dim=1)),

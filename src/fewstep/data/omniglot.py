@@ -7,9 +7,8 @@ import random
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from fewstep.data.cache import Arrays, cache_folder, cached_arrays, data_folders, fetch, one_of, steps
 from fewstep.data.episodes import rotate_quarters
+from fewstep.data.files import Picture, damaged, pictures_in
 from fewstep.errors import InputError
 
 CHARACTERS, DRAWERS, SIDE = 1623, 20, 28
@@ -38,8 +38,7 @@ VINYALS = {
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 VINYALS_URL = "https://raw.githubusercontent.com/jakesnell/prototypical-networks/master/data/omniglot/splits/vinyals"
 
-Files = dict[str, tuple[Path, object, Callable[[], bytes]]]
-"""By `Alphabet/characterNN/NNNN_DD.png`: the file it lies in, what stands for its content, what reads it."""
+Files = dict[str, Picture]
 
 
 def load_omniglot(
@@ -68,7 +67,7 @@ def load_omniglot(
     one_of("variant", variant, ("nearest", "antialias"))
     one_of("splits", splits, ("authors", "vinyals"))
     with open_files(find_halves(root, download)) as files:
-        recipe = (variant, PIL.__version__, [(name, stamp) for name, (_, stamp, _) in sorted(files.items())])
+        recipe = (variant, PIL.__version__, [(name, picture.stamp) for name, picture in sorted(files.items())])
         table = cached_arrays(f"omniglot-{variant}", ("images", "names"), recipe, lambda: decode(files, variant))
     images = torch.from_numpy(table["images"])[:, :, None]
     if splits == "vinyals":
@@ -130,32 +129,10 @@ def _listed(folders: list[Path]) -> str:
 
 @contextmanager
 def open_files(halves: list[Path]) -> Iterator[Files]:
-    """All pictures of the two halves; zips stay open meanwhile."""
-    files: Files = {}
-    with ExitStack() as stack:
-        for half in halves:
-            if half.is_dir():
-                for path in half.rglob("*.png"):
-                    if name := _picture(path.as_posix()):
-                        files[name] = (path, path.stat().st_size, path.read_bytes)
-                continue
-            try:
-                archive = stack.enter_context(zipfile.ZipFile(half))
-            except (zipfile.BadZipFile, OSError) as error:
-                raise InputError(_damaged(half, error)) from error
-            for info in archive.infolist():
-                if name := _picture(info.filename):
-                    files[name] = (half, (info.file_size, info.CRC), partial(archive.read, info))
-        yield files
-
-
-def _picture(path: str) -> str | None:
-    match = re.search(r"(?:^|/)([^/]+/character\d+/\d+_\d+\.png)$", path)
-    return match[1] if match else None
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    return f"{path} is damaged ({' '.join(str(error).split())}); delete it, or download it again"
+    """All pictures of the two halves by `Alphabet/characterNN/NNNN_DD.png`; zips stay open meanwhile."""
+    with pictures_in(halves) as found:
+        names = {name: re.search(r"(?:^|/)([^/]+/character\d+/\d+_\d+\.png)$", name) for name in found}
+        yield {match[1]: found[name] for name, match in names.items() if match}
 
 
 def decode(files: Files, variant: str, characters: int = CHARACTERS) -> Arrays:
@@ -173,11 +150,10 @@ def decode(files: Files, variant: str, characters: int = CHARACTERS) -> Arrays:
     images = np.empty((characters, DRAWERS, SIDE, SIDE), np.uint8)
     for row, names in zip(images, steps(list(drawings.values()), "decoding Omniglot"), strict=True):
         for column, name in enumerate(names):
-            path, _, read = files[name]
             try:
-                row[column] = shrink(read(), variant)
+                row[column] = shrink(files[name].read(), variant)
             except (OSError, zipfile.BadZipFile, zlib.error, SyntaxError) as error:
-                raise InputError(_damaged(path, error)) from error
+                raise InputError(damaged(files[name].where, error)) from error
     return {"images": images, "names": np.array(list(drawings))}
 
 

@@ -80,7 +80,7 @@ class ClassificationRecipe(Recipe):
 
     def protocols(self) -> dict[str, Episodes]:
         test = self.episodes("test")
-        most = min(15, test.images.shape[1] - self.shots)
+        most = min(15, test.table.fewest - self.shots)
         names = {count: f"{count} {'query' if count == 1 else 'queries'} per class" for count in (test.queries, most)}
         return {name: replace(test, queries=count) for count, name in names.items()}
 

@@ -1,0 +1,149 @@
+"""Picture files become one uint8 tensor: decoded once, in parallel, then mapped from a file in the cache folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fewstep.data.cache import cache_path, steps, warn_unwritable, write_whole
+from fewstep.data.files import Picture
+from fewstep.errors import InputError
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What pictures become: uint8 [channels, size, size].
+
+    channels : 3, or 1 for grey
+    crop : the largest square in the middle, resized; else the whole picture, its sides stretched alike or not
+    """
+
+    size: int
+    channels: int = 3
+    crop: bool = False
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.size <= 512 or self.channels not in (1, 3):
+            raise InputError(
+                f"pictures become 8 to 512 pixels wide, with 1 or 3 channels, but {self.size} and {self.channels} came"
+            )
+
+
+def decoded(stem: str, pictures: Sequence[Picture], form: Form, skip: bool = False) -> tuple[Tensor, list[int]]:
+    """The pixels of all pictures, uint8 [pictures, channels, size, size], and the places of those left out of it.
+
+    The tensor is mapped from a file in the cache, which is keyed by the pictures' names and contents (of files in
+    folders: size and time of change), so that several processes share its memory.
+    skip : leave unreadable pictures out; else they raise `InputError`
+    """
+    recipe = form, PIL.__version__, [(picture.name, picture.stamp) for picture in pictures]
+    path = cache_path(f"{stem}-{form.size}.npy", recipe, __name__)
+    if (known := _known_faults(path)) is None:
+        faults: dict[int, str] = {}
+        known = faults
+        try:
+            write_whole(path, lambda file: _write(file, path, pictures, form, faults))
+        except OSError as error:
+            warn_unwritable(path, error)
+            faults.clear()
+            return _without(np.stack([*_rows(pictures, form, faults)]), pictures, faults, skip)
+    # Copy on write: PyTorch knows no tensor that cannot be written to.
+    return _without(np.load(path, mmap_mode="c"), pictures, known, skip)
+
+
+def _known_faults(path: Path) -> dict[int, str] | None:
+    """What is amiss with pictures, by their place; None where they have not been decoded yet."""
+    try:
+        np.load(path, mmap_mode="r")
+        return {int(place): fault for place, fault in json.loads(path.with_suffix(".json").read_text()).items()}
+    except (OSError, ValueError, EOFError, AttributeError):
+        return None
+
+
+def _write(file: BinaryIO, path: Path, pictures: Sequence[Picture], form: Form, faults: dict[int, str]) -> None:
+    """The array, row by row; then what is amiss, in a file that is there before the array is."""
+    shape = (len(pictures), form.channels, form.size, form.size)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    for row in _rows(pictures, form, faults):
+        file.write(row.tobytes())
+    write_whole(path.with_suffix(".json"), lambda other: _dump(faults, other))
+
+
+def _dump(content: Any, file: BinaryIO) -> None:
+    file.write(json.dumps(content).encode())
+
+
+def _rows(pictures: Sequence[Picture], form: Form, faults: dict[int, str]) -> Iterator[Pixels]:
+    """The pixels of each picture; zeros and a fault for those that cannot be read."""
+
+    def one(picture: Picture) -> Pixels | str:
+        try:
+            return pixels(picture.read(), form)
+        except Exception as error:  # a damaged file can make its reader fail in any way
+            return " ".join(str(error).split()) or type(error).__name__
+
+    # Pillow decodes without the interpreter's lock.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for place, row in enumerate(steps(pool.map(one, pictures), "decoding pictures", len(pictures))):
+            if isinstance(row, str):
+                faults[place] = row
+            yield np.zeros((form.channels, form.size, form.size), np.uint8) if isinstance(row, str) else row
+
+
+def _without(
+    array: Pixels, pictures: Sequence[Picture], faults: dict[int, str], skip: bool
+) -> tuple[Tensor, list[int]]:
+    images = torch.from_numpy(array)
+    if faults and not skip:
+        place, fault = next(iter(faults.items()))
+        more = f", and {len(faults) - 1} more files" if len(faults) > 1 else ""
+        raise InputError(
+            f"{pictures[place].where} cannot be read as a picture ({fault}){more}; mend or delete what is damaged, or "
+            "have it left out (--skip-unreadable)"
+        )
+    if faults:
+        images = images[[place for place in range(len(pictures)) if place not in faults]]
+    return images, sorted(faults)
+
+
+def pixels(data: bytes | Pixels, form: Form) -> Pixels:
+    """One picture, the content of its file or pixels, as uint8 [channels, size, size]. What is transparent becomes
+    white."""
+    with Image.open(BytesIO(data)) if isinstance(data, bytes) else Image.fromarray(data) as file:
+        picture = _eight_bits(ImageOps.exif_transpose(file))
+    if "transparency" in picture.info or picture.mode in ("LA", "PA", "RGBA", "RGBa", "La"):
+        seen = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+    picture = picture.convert("RGB" if form.channels == 3 else "L")
+    side = (form.size, form.size)
+    if picture.size != side:
+        how = Image.Resampling.LANCZOS
+        picture = ImageOps.fit(picture, side, how) if form.crop else picture.resize(side, how)
+    array = np.asarray(picture)
+    return np.ascontiguousarray(array.transpose(2, 0, 1)) if form.channels == 3 else array[None]
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Pillow cuts 16-bit greys off at 255 where it should divide."""
+    if picture.mode.startswith("I"):
+        values = np.asarray(picture)
+        scale = 257 if values.max() > 255 else 1
+        return Image.fromarray((values / scale).clip(0, 255).astype(np.uint8))
+    if picture.mode == "F":
+        raise ValueError("pixels are floating-point numbers, of which it is not known what is white")
+    return picture

@@ -1,0 +1,107 @@
+"""Your own pictures: a folder that holds a folder of pictures for each class."""
+
+from __future__ import annotations
+
+import csv
+import random
+from pathlib import Path
+
+from fewstep.data.cache import one_of
+from fewstep.data.decode import Form
+from fewstep.data.files import Picture, entries
+from fewstep.data.layouts import STEMS, Classes, Split, class_folders, table_of
+from fewstep.data.table import ImageTable
+from fewstep.errors import InputError
+
+SHARES = {"train": 0.64, "validation": 0.16, "test": 0.2}
+
+
+def load_image_folder(
+    split: Split,
+    *,
+    data: Path,
+    size: int = 84,
+    grey: bool = False,
+    split_file: Path | None = None,
+    split_seed: int = 0,
+    skip_unreadable: bool = False,
+) -> ImageTable:
+    """The pictures of the classes of one split, cropped to a square and resized.
+
+    data : the folder. Where it holds `train`, `val` and `test`, each of those holds the class folders of its split;
+        else it holds the class folders themselves, and `split_file` or `split_seed` says which class is for what
+    size : pixels of a side;  grey : one channel instead of three
+    split_file : lines "class,split" with the splits train, val and test; classes that it does not name are left out
+    split_seed : without a file, the classes are shuffled by it: 64 % train, 16 % validation, 20 % test
+    skip_unreadable : leave damaged pictures out; else they raise `InputError`
+    Splits share no class: few-shot learning is judged on classes that training has not seen.
+    """
+    one_of("split", split, STEMS)
+    classes = splits_of(Path(data).expanduser(), split_file, split_seed)[split]
+    if not classes:
+        raise InputError(f"{data} leaves no class for {split}; add classes, or say which are for what in a split file")
+    return table_of("folder", classes, Form(size, 1 if grey else 3, crop=True), skip_unreadable)
+
+
+def splits_of(data: Path, split_file: Path | None = None, split_seed: int = 0) -> dict[str, Classes]:
+    """The pictures of each class of each split."""
+    found = {split: [data / stem for stem in stems if (data / stem).is_dir()] for split, stems in STEMS.items()}
+    if found["train"] and (found["validation"] or found["test"]):
+        return _given(data, {split: folders[0] for split, folders in found.items() if folders})
+    classes = class_folders(data)
+    if not classes:
+        pictures = [entry.name for entry in entries(data) if entry.is_file()]
+        lies = f"but {pictures[0]} lies there without one" if pictures else "but it is empty"
+        raise InputError(f"{data} should hold a folder of pictures for each class, {lies}")
+    assigned = _from_file(split_file, data, classes) if split_file else _shuffled(list(classes), split_seed)
+    return {split: {name: classes[name] for name in names} for split, names in assigned.items()}
+
+
+def _given(data: Path, folders: dict[str, Path]) -> dict[str, Classes]:
+    if missing := set(STEMS) - set(folders):
+        raise InputError(f"{data} has {', '.join(folders)}, but nothing for {', '.join(missing)}; add the folder")
+    splits = {split: class_folders(folder) for split, folder in folders.items()}
+    owner: dict[str, str] = {}
+    for split, classes in splits.items():
+        for name in classes:
+            if name in owner:
+                raise InputError(
+                    f"the class {name!r} is in both {folders[owner[name]]} and {folders[split]}, but few-shot learning "
+                    "is judged on new classes; put all class folders into one folder, and they are split by class"
+                )
+            owner[name] = split
+    return dict(splits)
+
+
+def _from_file(path: Path, data: Path, classes: dict[str, list[Picture]]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {split: [] for split in STEMS}
+    stems = {stem: split for split, stems in STEMS.items() for stem in stems}
+    try:
+        rows = [*csv.reader(path.read_text(encoding="utf-8").splitlines())]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the split file {path} cannot be read ({error}); give lines class,split") from error
+    seen = set()
+    for number, row in enumerate(rows):
+        cells = [cell.strip() for cell in row]
+        if not any(cells) or (number == 0 and cells == ["class", "split"]):
+            continue
+        if len(cells) != 2 or cells[1] not in stems or cells[0] in seen:
+            raise InputError(
+                f"{path}, line {number + 1}: expected class,split with train, val or test, each class once, but "
+                f"{','.join(row)!r:.80} came"
+            )
+        if cells[0] not in classes:
+            raise InputError(
+                f"{path} names the class {cells[0]!r}, which has no folder; there are {', '.join(classes)}"
+            )
+        seen.add(cells[0])
+        names[stems[cells[1]]].append(cells[0])
+    return names
+
+
+def _shuffled(names: list[str], seed: int) -> dict[str, list[str]]:
+    """All names, shuffled and cut: validation and test get their share, rounded and at least one."""
+    random.Random(seed).shuffle(names)
+    held = {split: max(1, round(share * len(names))) for split, share in SHARES.items() if split != "train"}
+    first, second = held["validation"], held["validation"] + held["test"]
+    return {"train": names[second:], "validation": names[:first], "test": names[first:second]}

@@ -1,0 +1,191 @@
+"""The layouts in which people keep few-shot data sets: lists of file names, a folder a class, pickled arrays."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fewstep.data.cache import cached_arrays, data_folders, one_of
+from fewstep.data.decode import Form, decoded
+from fewstep.data.files import SUFFIXES, Picture, below, entries, pictures_in
+from fewstep.data.pickles import load_plain
+from fewstep.data.table import ImageTable
+from fewstep.errors import InputError
+
+Split = Literal["train", "validation", "test"]
+Classes = Mapping[str, Sequence[Picture]]
+STEMS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A data set that its users keep themselves.
+
+    name : of its folder in `$FEWSTEP_DATA`;  classes : of each split;  get : where to get it, and in which layouts
+    """
+
+    name: str
+    classes: Mapping[str, int]
+    get: str
+
+    def load(self, split: Split, root: Path | None, form: Form) -> ImageTable:
+        """The pictures of a split, out of the first folder that holds them in one of the layouts."""
+        one_of("split", split, STEMS)
+        folders = data_folders(self.name, root)
+        for folder in filter(Path.is_dir, folders):
+            for layout in LAYOUTS:
+                for stem in STEMS[split]:
+                    with layout(folder, stem) as classes:
+                        if classes:
+                            return self._table(classes, split, folder, form)
+        where = ", ".join(map(str, folders)) if folders else "any folder: FEWSTEP_DATA is not set"
+        raise InputError(f"no {self.name} ({split}) in {where}. {self.get}")
+
+    def _table(self, classes: Classes, split: Split, folder: Path, form: Form) -> ImageTable:
+        if len(classes) != self.classes[split]:
+            raise InputError(
+                f"{folder} has {len(classes)} classes for {split}, but {self.name} has {self.classes[split]}; "
+                f"complete it. {self.get}"
+            )
+        return table_of(f"{self.name}-{split}", classes, form)
+
+
+def table_of(stem: str, classes: Classes, form: Form, skip: bool = False) -> ImageTable:
+    """The pictures of each class, decoded; those left out are counted out."""
+    images, left_out = decoded(stem, [picture for pictures in classes.values() for picture in pictures], form, skip)
+    sizes = torch.tensor([len(pictures) for pictures in classes.values()])
+    owners = torch.arange(len(sizes)).repeat_interleave(sizes)
+    counts = sizes - torch.bincount(owners[left_out], minlength=len(sizes))
+    return ImageTable(images, counts, tuple(classes))
+
+
+@contextmanager
+def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
+    """`train.csv` with lines "filename,label"; the pictures in `images/`, in zips beside it, or anywhere below it."""
+    listed = folder / f"{stem}.csv"
+    if not listed.is_file():
+        yield {}
+        return
+    places = [folder / "images"] if (folder / "images").is_dir() else sorted(folder.glob("*.zip")) or [folder]
+    with pictures_in(places) as found:
+        by_file = {name.rsplit("/", 1)[-1]: picture for name, picture in found.items()}
+        classes: dict[str, list[Picture]] = {}
+        for number, row in enumerate(csv.reader(listed.read_text(encoding="utf-8", errors="replace").splitlines())):
+            if len(row) != 2:
+                raise InputError(f"{listed}, line {number + 1}: expected filename,label, not {','.join(row)!r:.80}")
+            name, label = map(str.strip, row)
+            if number == 0 and (name, label) == ("filename", "label"):
+                continue
+            if name not in by_file:
+                raise InputError(f"{listed} names {name}, which is not in {', '.join(map(str, places))}; add it there")
+            classes.setdefault(label, []).append(by_file[name])
+        yield dict(sorted(classes.items()))
+
+
+@contextmanager
+def by_folders(folder: Path, stem: str) -> Iterator[Classes]:
+    """`train/CLASS/*`, a folder for each class."""
+    yield class_folders(folder / stem) if (folder / stem).is_dir() else {}
+
+
+def class_folders(folder: Path) -> dict[str, list[Picture]]:
+    """The pictures of each sub-folder, which is a class; they lie in it, or in one folder in it."""
+    classes = {}
+    for entry in entries(folder):
+        if entry.is_dir():
+            pictures = below(entry, folder)
+            inside = sorted({picture.name.rpartition("/")[0] for picture in pictures})
+            if not pictures:
+                raise InputError(f"the class {entry} has no pictures ({', '.join(SUFFIXES)}); add some or delete it")
+            if len(inside) > 1:
+                raise InputError(
+                    f"the class {entry} has pictures in several folders, such as {inside[0]} and {inside[1]}, which "
+                    "may be classes of their own; have one folder of pictures for each class"
+                )
+            classes[entry.name] = pictures
+    return classes
+
+
+@contextmanager
+def by_class_lists(folder: Path, stem: str) -> Iterator[Classes]:
+    """`splits/bertinetto/train.txt`, a class a line, and `data/CLASS/*`; perhaps in a folder `cifar100`."""
+    for top in (folder, folder / "cifar100"):
+        listed = top / "splits" / "bertinetto" / f"{stem}.txt"
+        if listed.is_file():
+            names = [*filter(None, map(str.strip, listed.read_text(encoding="utf-8", errors="replace").splitlines()))]
+            if missing := [name for name in names if not (top / "data" / name).is_dir()]:
+                raise InputError(f"{listed} names the class {missing[0]}, but {top / 'data' / missing[0]} is not there")
+            yield {name: below(top / "data" / name, top) for name in sorted(names)}
+            return
+    yield {}
+
+
+@contextmanager
+def by_pickles(folder: Path, stem: str) -> Iterator[Classes]:
+    """One of the pickled caches in circulation, whose name ends in the split's; read without running any code."""
+    # "train_phase_val" are more pictures of the training classes.
+    name = re.compile(rf"(?:.*(?<!train_phase)[_-])?{stem}(?:_phase_{stem})?\.(?:pkl|pickle)")
+    apart = re.compile(rf"(?:.*[_-])?{stem}_images(?:_png\.pkl|\.npz)")
+    for path in entries(folder):
+        if path.is_file() and (name.fullmatch(path.name) or apart.fullmatch(path.name)):
+            yield _of_pickle(path)
+            return
+    yield {}
+
+
+def _of_pickle(path: Path) -> Classes:
+    labels_path = path.with_name(re.sub(r"_images.*", "_labels.pkl", path.name)) if "_images" in path.name else path
+    stamp = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in (path, labels_path) if each.exists()]
+
+    @cache
+    def content() -> tuple[Any, NDArray[Any]]:
+        return _arrays(path, labels_path)
+
+    found = cached_arrays("labels", ("labels",), stamp, lambda: {"labels": np.asarray(content()[1]).astype(str)})
+    classes: dict[str, list[Picture]] = {}
+    for row, label in enumerate(found["labels"].tolist()):
+        picture = Picture(f"{path.name}/{row}", f"{path}, picture {row}", stamp[0], partial(_row, content, row))
+        classes.setdefault(label, []).append(picture)
+    return dict(sorted(classes.items(), key=lambda item: (len(item[0]), item[0])))  # numbers in their order
+
+
+def _row(content: Callable[[], tuple[Any, Any]], row: int) -> bytes | NDArray[np.uint8]:
+    data = np.asarray(content()[0][row])
+    return data.tobytes() if data.ndim < 3 else data  # a vector is a file's content
+
+
+def _arrays(path: Path, labels_path: Path) -> tuple[Any, NDArray[Any]]:
+    """Pictures, and the label of each."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            found: Any = archive["images"]
+    else:
+        found = load_plain(path)
+    if labels_path != path:
+        told = load_plain(labels_path)
+        key = (
+            next((key for key in ("label_specific", "labels") if key in told), None) if isinstance(told, dict) else None
+        )
+        return found, np.asarray(told[key] if key else told)
+    if isinstance(found, dict) and {"image_data", "class_dict"} <= set(found):
+        labels = np.empty(len(found["image_data"]), object)
+        for name, rows in found["class_dict"].items():
+            labels[rows] = name
+        return found["image_data"], labels
+    if isinstance(found, dict) and {"data", "labels"} <= set(found):
+        return found["data"], np.asarray(found["labels"])
+    came = f"the keys {', '.join(map(str, found))}" if isinstance(found, dict) else type(found).__name__
+    raise InputError(f"{path} should hold image_data and class_dict, or data and labels, but {came:.80} came")
+
+
+LAYOUTS = (by_lists, by_folders, by_class_lists, by_pickles)

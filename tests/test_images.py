@@ -1,0 +1,460 @@
+"""Pictures in the layouts that people keep: what they decode to, the cache, and what goes wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.data import (
+    ClassEpisodes,
+    ImageTable,
+    load_cifar_fs,
+    load_fc100,
+    load_image_folder,
+    load_mini_imagenet,
+    load_tiered_imagenet,
+)
+from fewstep.data import layouts as module
+from fewstep.data.decode import Form, pixels
+from fewstep.data.layouts import Collection
+from fewstep.errors import InputError
+
+FEW = {"train": 3, "validation": 2, "test": 2}
+NAMES = {"train": ["a", "b", "c"], "val": ["d", "e"], "test": ["f", "g"]}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def picture(value: int, size: tuple[int, int] = (12, 12), mode: str = "RGB", kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size, value if mode in ("L", "P") else (value, 0, 255 - value, 100)[: len(mode)]).save(file, kind)
+    return file.getvalue()
+
+
+def put(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def few(name: str = "few") -> Collection:
+    return Collection(name, FEW, "Get it.")
+
+
+def red(table: ImageTable) -> list[int]:
+    """The red of each picture, which tells pictures apart."""
+    values: list[int] = table.images[:, 0, 0, 0].tolist()
+    return values
+
+
+def by_lists(top: Path, zipped: bool) -> None:
+    for stem, classes in NAMES.items():
+        rows = [(f"{name}{i}.png", name) for name in classes for i in range(2)]
+        (top / f"{stem}.csv").write_text("filename,label\n" + "".join(f"{file},{name}\n" for file, name in rows))
+        if zipped:
+            with zipfile.ZipFile(top / f"{stem}.zip", "w") as archive:
+                for number, (file, _) in enumerate(rows):
+                    archive.writestr(f"deep/{file}", picture(number))
+        else:
+            for number, (file, _) in enumerate(rows):
+                put(top / "images" / file, picture(number))
+
+
+def by_folders(top: Path) -> None:
+    for stem, classes in NAMES.items():
+        for number, name in enumerate(classes):
+            for i in range(2):
+                put(top / stem / name / f"{i}.png", picture(2 * number + i))
+
+
+def by_class_lists(top: Path) -> None:
+    for stem, classes in NAMES.items():
+        put(top / "cifar100/splits/bertinetto" / f"{stem}.txt", "\n".join(classes).encode())
+        for number, name in enumerate(classes):
+            for i in range(2):
+                put(top / "cifar100/data" / name / f"{i}.png", picture(2 * number + i))
+
+
+def arrays(stem: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.stack([np.full((12, 12, 3), number, np.uint8) for number in range(2 * len(NAMES[stem]))])
+
+
+def by_cache_pickles(top: Path) -> None:
+    for stem, classes in NAMES.items():
+        rows = {name: [2 * number, 2 * number + 1] for number, name in enumerate(classes)}
+        content = {"image_data": arrays(stem), "class_dict": rows}
+        put(top / f"mini-imagenet-cache-{stem}.pkl", pickle.dumps(content))
+
+
+def by_category_pickles(top: Path) -> None:
+    for stem, classes in NAMES.items():
+        labels = [number for number in range(len(classes)) for _ in range(2)]
+        tail = "train_phase_train" if stem == "train" else stem
+        content = pickle.dumps({"data": arrays(stem), "labels": labels}, protocol=2)
+        put(top / f"miniImageNet_category_split_{tail}.pickle", content)
+    put(top / "miniImageNet_category_split_train_phase_val.pickle", b"not to be read")
+
+
+def by_png_pickles(top: Path) -> None:
+    for stem, classes in NAMES.items():
+        encoded = [np.frombuffer(picture(number), np.uint8) for number in range(2 * len(classes))]
+        put(top / f"{stem}_images_png.pkl", pickle.dumps(encoded))
+        labels = {"label_specific": np.repeat(np.arange(len(classes)), 2)}
+        put(top / f"{stem}_labels.pkl", pickle.dumps(labels))
+
+
+def by_npz(top: Path) -> None:
+    for stem, classes in NAMES.items():
+        np.savez(top / f"{stem}_images.npz", images=arrays(stem))
+        put(top / f"{stem}_labels.pkl", pickle.dumps(np.repeat(np.arange(len(classes)), 2)))
+
+
+LAYOUTS: dict[str, Callable[[Path], None]] = {
+    "lists and images": lambda top: by_lists(top, zipped=False),
+    "lists and zips": lambda top: by_lists(top, zipped=True),
+    "folders": by_folders,
+    "lists of classes": by_class_lists,
+    "cache pickles": by_cache_pickles,
+    "category pickles": by_category_pickles,
+    "pickled png": by_png_pickles,
+    "npz": by_npz,
+}
+
+
+@pytest.mark.parametrize("make", LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_gives_the_same_tables(make: Callable[[Path], None], top: Path) -> None:
+    make(top)
+    for split, classes in (("train", 3), ("validation", 2), ("test", 2)):
+        table = few().load(split, top, Form(12))  # type: ignore[arg-type]
+        assert table.counts.tolist() == [2] * classes
+        assert red(table) == [*range(2 * classes)]
+        again = few().load(split, top, Form(12))  # type: ignore[arg-type]
+        assert torch.equal(again.images, table.images)
+        assert again.names == table.names
+
+
+def test_the_first_of_several_layouts_counts_and_a_folder_by_name_comes_first(top: Path) -> None:
+    by_folders(top / "few")
+    put(top / "few" / "train" / "a" / "0.png", picture(77))
+    by_lists(top, zipped=False)
+    assert red(few().load("train", top, Form(12)))[0] == 77
+    assert few().load("train", top, Form(12)).names == ("a", "b", "c")
+
+
+def test_what_is_missing_is_said_with_where_to_get_it(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEWSTEP_DATA", raising=False)
+    for load in (load_mini_imagenet, load_cifar_fs, load_fc100, load_tiered_imagenet):
+        with pytest.raises(InputError, match=r"FEWSTEP_DATA is not set.*[Gg]et .*FEWSTEP_DATA"):
+            load("train")
+        with pytest.raises(InputError, match=f"no .* in {top}"):
+            load("test", root=top)
+    by_folders(top)
+    with pytest.raises(InputError, match="has 3 classes for train, but mini_imagenet has 64"):
+        load_mini_imagenet("train", root=top)
+
+
+def test_lists_that_do_not_fit_the_pictures(top: Path) -> None:
+    by_lists(top, zipped=False)
+    (top / "images" / "b1.png").unlink()
+    with pytest.raises(InputError, match=r"train.csv names b1.png, which is not in .*images"):
+        few().load("train", top, Form(12))
+    (top / "val.csv").write_text("filename,label\nonly\n")
+    with pytest.raises(InputError, match=r"val.csv, line 2: expected filename,label, .*only"):
+        few().load("validation", top, Form(12))
+    put(top / "broken.zip", b"no zip")
+    (top / "images").rename(top / "elsewhere")
+    with pytest.raises(InputError, match=r"broken.zip is damaged"):
+        few().load("test", top, Form(12))
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("true",)
+
+
+def test_a_pickle_that_would_run_code_is_refused(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    monkeypatch.setattr(os, "system", ran.append)
+    put(top / "few_train.pkl", pickle.dumps({"data": _Evil(), "labels": [0]}))
+    with pytest.raises(InputError, match=r"few_train.pkl is no pickle of plain arrays \(it would run"):
+        few().load("train", top, Form(12))
+    assert not ran
+    put(top / "few_val.pkl", b"\x80")
+    with pytest.raises(InputError, match=r"few_val.pkl is no pickle"):
+        few().load("validation", top, Form(12))
+    put(top / "few_test.pkl", pickle.dumps({"other": 1}))
+    with pytest.raises(InputError, match=r"should hold image_data and class_dict, .* but the keys other came"):
+        few().load("test", top, Form(12))
+
+
+def test_pixels_of_every_mode() -> None:
+    form = Form(12)
+    assert pixels(picture(9), form)[:, 0, 0].tolist() == [9, 0, 246]
+    assert pixels(picture(9, mode="L"), form)[:, 0, 0].tolist() == [9, 9, 9]
+    assert pixels(picture(9, mode="RGBA"), form)[:, 5, 5].tolist() == [159, 155, 251]  # on white
+    assert pixels(picture(9), Form(12, channels=1)).shape == (1, 12, 12)
+    assert pixels(picture(5, (30, 40), kind="JPEG"), form).shape == (3, 12, 12)
+    deep = io.BytesIO()
+    Image.fromarray(np.full((12, 12), 257 * 50, np.uint16)).save(deep, "PNG")
+    assert pixels(deep.getvalue(), form)[:, 0, 0].tolist() == [50, 50, 50]  # Pillow alone says 255
+    palette = io.BytesIO()
+    Image.open(io.BytesIO(picture(9))).quantize(2).save(palette, "GIF", transparency=0)
+    assert pixels(palette.getvalue(), form)[:, 0, 0].tolist() == [255, 255, 255]
+    turned = io.BytesIO()
+    wide = Image.new("RGB", (12, 12))
+    wide.paste((255, 0, 0), (0, 0, 12, 6))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    wide.save(turned, "PNG", exif=exif)
+    assert pixels(turned.getvalue(), form)[0, [0, 11], 0].tolist() == [0, 255]
+
+
+def test_cropping_keeps_the_middle() -> None:
+    wide = Image.new("RGB", (36, 12))
+    wide.paste((255, 0, 0), (12, 0, 24, 12))
+    file = io.BytesIO()
+    wide.save(file, "PNG")
+    assert (pixels(file.getvalue(), Form(12, crop=True))[0] == 255).all()
+    assert (pixels(file.getvalue(), Form(12))[0] == 255).mean() < 0.5
+    with pytest.raises(InputError, match="8 to 512 pixels"):
+        Form(4)
+
+
+def test_the_cache_follows_the_content_and_serves_processes_at_once(top: Path, own_cache: Path) -> None:
+    by_folders(top)
+    with ThreadPoolExecutor(4) as pool:
+        tables = [*pool.map(lambda _: few().load("train", top, Form(12)), range(4))]
+    assert all(red(table) == [0, 1, 2, 3, 4, 5] for table in tables)
+    assert len([*own_cache.glob("*.npy")]) == 1
+    assert not [*own_cache.glob("*.part")]
+    put(top / "train" / "a" / "0.png", picture(99))
+    os.utime(top / "train" / "a" / "0.png", ns=(1, 1))
+    assert red(few().load("train", top, Form(12)))[0] == 99
+    for path in own_cache.glob("*.npy"):
+        path.write_bytes(b"damaged")
+    assert red(few().load("train", top, Form(12)))[0] == 99
+    tables[0].images.zero_()  # a copy of its own
+    assert red(few().load("train", top, Form(12)))[0] == 99
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_folders(top)
+    monkeypatch.setenv("FEWSTEP_CACHE", str(put(top / "file", b"")))
+    with pytest.warns(UserWarning, match="cannot be written"):
+        assert red(few().load("train", top, Form(12))) == [0, 1, 2, 3, 4, 5]
+
+
+def test_classes_of_different_sizes_in_episodes() -> None:
+    sizes = [3, 7, 4]
+    images = torch.cat([torch.full((n, 1, 8, 8), 50 * k, dtype=torch.uint8) for k, n in enumerate(sizes)])
+    images[:, 0, 0, 0] = torch.arange(14)
+    table = ImageTable(images, torch.tensor(sizes), ("x", "y", "z"))
+    seen = set()
+    for index in range(60):
+        tasks = ClassEpisodes(images=table, ways=3, shots=1, queries=2, tasks=4)[index]
+        x = torch.cat([tasks.support[0], tasks.query[0]], 1) * 255
+        y = torch.cat([tasks.support[1], tasks.query[1]], 1)
+        seen |= {round(value) for value in x[:, :, 0, 0, 0].flatten().tolist()}
+        for task in range(4):
+            assert len({round(value) for value in x[task, :, 0, 0, 0].tolist()}) == 9  # no picture twice
+            for label in range(3):
+                assert x[task, y[task] == label, 0, 4, 4].unique().numel() == 1
+    assert seen == set(range(14))
+    with pytest.raises(InputError, match="class 'x' has 3 examples"):
+        ClassEpisodes(images=table, ways=3, shots=2, queries=2, tasks=4)
+
+
+def test_tables_that_make_no_sense() -> None:
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(InputError, match="sum to 3"):
+        ImageTable(images, torch.tensor([1, 2]))
+    with pytest.raises(InputError, match="uint8"):
+        ImageTable(images.float(), torch.tensor([4]))
+
+
+def mini_root() -> Path:
+    folder = Path(os.environ.get("FEWSTEP_DATA", ""), "mini_imagenet")
+    if "FEWSTEP_DATA" not in os.environ or not (folder / "test.csv").is_file():
+        pytest.skip("FEWSTEP_DATA names no folder with mini_imagenet")
+    return folder
+
+
+def test_the_real_mini_imagenet() -> None:
+    table = load_mini_imagenet("validation", root=mini_root())
+    assert table.images.shape == (9600, 3, 84, 84)
+    assert table.counts.tolist() == [600] * 16
+    assert table.names == tuple(sorted(table.names))
+    assert table.names[0] == "n01855672"
+    with zipfile.ZipFile(mini_root() / "val.zip") as archive, archive.open("n0185567200000004.jpg") as file:
+        expected = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(table.images[1].numpy(), expected)
+
+
+def own_folder(top: Path, classes: int = 10, pictures: int = 3) -> Path:
+    for name in range(classes):
+        for i in range(pictures):
+            put(top / f"class {name}" / f"{i}.png", picture(10 * name + i))
+    return top
+
+
+def test_a_folder_of_classes_is_split_by_class(top: Path) -> None:
+    own_folder(top)
+    splits = {split: load_image_folder(split, data=top, size=8) for split in ("train", "validation", "test")}  # type: ignore[arg-type]
+    assert [len(table) for table in splits.values()] == [6, 2, 2]
+    assert len({name for table in splits.values() for name in table.names}) == 10
+    assert splits["train"].images.shape == (18, 3, 8, 8)
+    other = load_image_folder("train", data=top, size=8, split_seed=1)
+    assert set(other.names) != set(splits["train"].names)
+    assert load_image_folder("train", data=top, size=8, grey=True).images.shape == (18, 1, 8, 8)
+
+
+def test_a_folder_with_a_split_file_or_split_folders(top: Path) -> None:
+    own_folder(top / "one")
+    listed = put(top / "split.csv", b"class,split\nclass 1,train\nclass 2,val\nclass 3,test\n")
+    assert load_image_folder("validation", data=top / "one", split_file=listed).names == ("class 2",)
+    by_folders(top / "two")
+    assert load_image_folder("test", data=top / "two").names == ("f", "g")
+
+
+def _bad_utf8(top: Path) -> dict[str, Any]:
+    own_folder(top)
+    return {"split_file": put(top.parent / "split.csv", b"\xff\xfe,train")}
+
+
+def _split_lines(text: str) -> Callable[[Path], dict[str, Any]]:
+    def make(top: Path) -> dict[str, Any]:
+        own_folder(top)
+        return {"split_file": put(top.parent / "split.csv", text.encode())}
+
+    return make
+
+
+def _with(change: Callable[[Path], Any]) -> Callable[[Path], dict[str, Any]]:
+    def make(top: Path) -> dict[str, Any]:
+        change(own_folder(top))
+        return {}
+
+    return make
+
+
+def _no_permission(top: Path) -> None:
+    (top / "class 0" / "0.png").unlink()
+    (top / "class 0" / "0.png").symlink_to(top / "nowhere.png")
+
+
+def _loop(top: Path) -> None:
+    (top / "class 0" / "again").symlink_to(top / "class 0", target_is_directory=True)
+
+
+def _nested(top: Path) -> None:
+    put(top / "animals" / "cat" / "0.png", picture(1))
+    put(top / "animals" / "dog" / "0.png", picture(2))
+
+
+def _same_class(top: Path) -> None:
+    by_folders(top)
+    put(top / "test" / "a" / "0.png", picture(1))
+
+
+def _a_file(top: Path) -> None:
+    top.rmdir()
+    put(top, b"")
+
+
+def _no_validation(top: Path) -> None:
+    own_folder(top / "train")
+    own_folder(top / "test")
+
+
+def _float(top: Path) -> None:
+    Image.new("F", (12, 12)).save(top / "class 0" / "f.tiff")
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (lambda top: top.rmdir(), "cannot be listed .*No such file"),
+    "a file": (_a_file, "cannot be listed .*Not a directory"),
+    "empty": (lambda top: {}, "a folder of pictures for each class, but it is empty"),
+    "no class folders": (lambda top: put(top / "x.png", picture(1)), "but x.png lies there without one"),
+    "empty class": (_with(lambda top: (top / "nothing").mkdir()), "class .*nothing has no pictures"),
+    "no pictures": (_with(lambda top: put(top / "texts" / "a.txt", b"x")), r"texts has no pictures \(.png"),
+    "corrupt": (_with(lambda top: put(top / "class 0" / "x.jpg", b"x")), "x.jpg cannot be read as a picture"),
+    "empty file": (_with(lambda top: put(top / "class 0" / "x.png", b"")), "x.png cannot be read as a picture"),
+    "cut short": (_with(lambda top: put(top / "class 0" / "x.png", picture(1)[:45])), "x.png cannot be read"),
+    "a folder named as a picture": (_with(lambda top: (top / "class 0" / "d.png").mkdir()), ""),
+    "dangling link": (_with(_no_permission), "0.png cannot be read .No such file"),
+    "loop": (_with(_loop), "again is a link to a folder that it lies in"),
+    "nested": (_with(_nested), "animals has pictures in several folders, such as animals/cat and animals/dog"),
+    "class in train and test": (_same_class, "class 'a' is in both .*train and .*test"),
+    "no validation": (_no_validation, "has train, test, but nothing for validation"),
+    "float pixels": (_with(_float), "f.tiff cannot be read .*floating-point"),
+    "split file, bytes": (_bad_utf8, "split.csv cannot be read"),
+    "split file, class": (_split_lines("cat,train\n"), "names the class 'cat', which has no folder; there are class 0"),
+    "split file, split": (_split_lines("class 0,dev\n"), "line 1: expected class,split .* but 'class 0,dev' came"),
+    "split file, twice": (_split_lines("class 0,train\nclass 0,test\n"), "line 2: .*each class once"),
+    "split file, no train": (_split_lines("class 0,test\n"), "leaves no class for train"),
+    "missing split file": (lambda top: {"split_file": own_folder(top) / "no.csv"}, "no.csv cannot be read .*No such"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
+def test_bad_folders_are_told_apart(make: Callable[[Path], Any], message: str, top: Path) -> None:
+    options = made if isinstance(made := make(top), dict) else {}
+    if not message:  # nothing is amiss
+        assert len(load_image_folder("train", data=top, **options)) == 6
+        return
+    with pytest.raises(InputError, match=message):
+        load_image_folder("train", data=top, **options)
+
+
+def test_what_is_odd_but_fine(top: Path) -> None:
+    own_folder(top, classes=5)
+    for name in ("日本語", "emoji 🙂", "ünïcode"):
+        for i in range(3):
+            put(top / name / "inner" / f"{i} é.PNG", picture(i))
+    put(top / "class 0" / ".hidden.png", b"x")
+    put(top / "class 0" / "notes.txt", b"x")
+    put(top / ".DS_Store", b"x")
+    put(top / "class 1" / "grey.png", picture(3, (50, 20), mode="L"))
+    put(top / "class 1" / "wide.jpg", picture(3, (200, 20), kind="JPEG"))
+    (top / "linked").symlink_to(put(top.parent / "elsewhere" / "0.png", picture(4)).parent, target_is_directory=True)
+    names: set[str] = set()
+    for split in ("train", "validation", "test"):
+        names |= set(load_image_folder(split, data=top, size=8).names)  # type: ignore[arg-type]
+    assert {"日本語", "emoji 🙂", "ünïcode", "linked"} < names
+    assert len(names) == 9
+
+
+def test_unreadable_pictures_are_left_out_on_request_and_only_then(top: Path) -> None:
+    own_folder(top, classes=5, pictures=3)
+    for name in range(5):
+        put(top / f"class {name}" / "0.png", b"broken")
+    table = load_image_folder("train", data=top, size=8, skip_unreadable=True)
+    assert table.counts.tolist() == [2, 2, 2]
+    assert all(value % 10 in (1, 2) for value in red(table))
+    with pytest.raises(InputError, match=r"0.png cannot be read as a picture .*and 2 more files"):
+        load_image_folder("train", data=top, size=8)
+
+
+def test_layouts_are_tried_in_one_order() -> None:
+    assert [layout.__name__ for layout in module.LAYOUTS] == ["by_lists", "by_folders", "by_class_lists", "by_pickles"]
