@@ -112,7 +112,7 @@ def _run(data: str, method: str, options: Options) -> str:
     log = options.out / data / f"{method}.log"
     code, usage = _wait(["train", *train, *([] if options.plan else engine)], log)
     if code == 0:
-        code, _ = _wait(["evaluate", str(folder), "--no-baselines", "--protocols", "first", "--episodes",
+        code, _ = _wait(["evaluate", str(folder), "--no-baselines", "--first-only", "--episodes",
                          str(options.episodes)], log)  # fmt: skip
     if code:
         return f"{data}, {method}: failed with code {code}, see {log}"

@@ -15,8 +15,9 @@ from PIL import Image
 from rich.console import Console
 
 from fewstep import plots
-from fewstep.commands import evaluate_run, train_run
+from fewstep.commands import train_run
 from fewstep.errors import InputError
+from fewstep.judge import evaluate_run
 from fewstep.recipes import RECIPES
 from fewstep.recipes.sinusoid import SinusoidRecipe
 from fewstep.report import report_run

@@ -21,7 +21,7 @@ from torch.nn import functional
 from fewstep import DivergenceError, InputError, Learner, Task, maml
 from fewstep.data import SinusoidEpisodes
 from fewstep.evaluate import Evaluation, evaluate
-from fewstep.run import Run
+from fewstep.run import Run, checkpoint_name
 from fewstep.train import Training, train
 
 EPISODES = SinusoidEpisodes(tasks=4, shots=5, queries=5)
@@ -116,7 +116,22 @@ def test_the_best_weights_are_those_of_the_best_validation(tmp_path: Path) -> No
     assert validate(learner).last.mean == pytest.approx(values[best], rel=1e-6)
     state = run.load_state()
     assert state is not None
-    assert state["best"]["step"] == best
+    assert [each["step"] for each in state["best"]] == [best]
+
+
+def test_the_best_few_weights_are_kept_with_their_files(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    go(run, replace(TRAINING, lr=0.3, check_every=2, keep=3))
+    values = {e["step"]: e["validation_mse"][-1] for e in run.metrics() if "validation_mse" in e}
+    ranked = sorted(values, key=values.__getitem__)[:3]
+    assert len(values) > 3
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {f"{step}.safetensors" for step in ranked}
+    state = run.load_state()
+    assert state is not None
+    assert [each["step"] for each in state["best"]] == ranked
+    learner = learner_with_dropout()
+    learner.load_state_dict(run.load_weights(checkpoint_name(ranked[2])))
+    assert validate(learner).last.mean == pytest.approx(values[ranked[2]], rel=1e-6)
 
 
 def test_elements_of_the_meta_gradient_are_clipped_and_the_rate_follows_its_schedule(tmp_path: Path) -> None:

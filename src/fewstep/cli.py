@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, report, list."""
+"""The command line: train, evaluate, compare, report, list."""
 
 from __future__ import annotations
 
@@ -11,29 +11,38 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
 
 import fewstep
 from fewstep.algorithms import __all__ as algorithms
-from fewstep.commands import evaluate_run, train_run
+from fewstep.classifier import Classifier, adapt_run
+from fewstep.commands import train_run
 from fewstep.data import DATASETS
 from fewstep.distributed import check_processes, is_first, joined, ranks
 from fewstep.errors import FewstepError, InputError
+from fewstep.export import export
 from fewstep.footprint import keep_freed_memory
+from fewstep.judge import compare_runs, evaluate_all, evaluate_run
 from fewstep.launch import launch
+from fewstep.options import AdaptOptions, CompareOptions, EvaluateOptions, ExportOptions, PredictOptions, ReportOptions
+from fewstep.predict import predict
 from fewstep.recipes import RECIPES, Recipe
 from fewstep.report import report_run
-from fewstep.tables import table
+from fewstep.tables import comparison_table, protocols_table, table
 
 T = TypeVar("T")
 
 USAGE = """usage: fewstep train RECIPE [--field value ...] [--out RUN]   train, or go on with what is in RUN
        fewstep evaluate RUN                                  judge it on test tasks, beside baselines
+       fewstep adapt RUN --support DIR [--out ADAPTED]       a classifier for your own classes
+       fewstep predict ADAPTED FILES...                      what it says of picture files
+       fewstep export ADAPTED --out FILE.onnx                for other programs
+       fewstep compare RUN RUN                               the difference of two runs on the same tasks
        fewstep report RUN                                    tables and plots
        fewstep list recipes|algorithms|datasets              what there is
        fewstep bench [speed|memory|scaling|planner|methods|WORKLOAD] measure it, from a checkout
@@ -126,45 +135,48 @@ def _train_options(name: str, arguments: list[str]) -> tuple[Recipe, Path, int]:
     return chosen.recipe, chosen.out, chosen.procs
 
 
-@dataclass(frozen=True)
-class _Evaluate:
-    """Judge a run on the test tasks of its recipe, beside the baselines, and write evaluation.json."""
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
-    weights: Literal["best", "model"] = "best"
-    """The weights that were best in validation, or the last ones."""
-    baselines: bool = True
-    """Also train (once) and judge the baselines."""
-    episodes: int | None = None
-    """Test tasks; None takes as many as the recipe says."""
-    protocols: Literal["all", "first"] = "all"
-    """All test protocols of the recipe, or only the first: the paper's own."""
-    normalisation: Literal["batch", "support", "running", "per_step"] = "batch"
-    """By which statistics batch norm goes: those of the batch at hand, transductive as in the paper; of the support
-    set; or of training tasks, overall or for each inner step."""
-
-
 def _evaluate(arguments: list[str]) -> None:
-    options = _parsed(_Evaluate, "fewstep evaluate", arguments)
-    evaluation = evaluate_run(options.run, options.weights, options.baselines, options.episodes, options.normalisation,
-                              options.protocols)  # fmt: skip
+    options = _parsed(EvaluateOptions, "fewstep evaluate", arguments)
     console = Console()
+    if options.all_protocols:
+        console.print(protocols_table(evaluate_all(options.run, options.weights, options.episodes)))
+        print(options.run / "protocols.json")
+        return
+    evaluation = evaluate_run(options.run, options.weights, options.baselines, options.episodes, options.normalisation,
+                              options.first_only)  # fmt: skip
     for protocol in (evaluation, *evaluation["other_protocols"]):
         console.print(table({**evaluation, **protocol}))
     print(options.run / "evaluation.json")
 
 
-@dataclass(frozen=True)
-class _Report:
-    """Draw the plots of a run and write report.md."""
+def _compare(arguments: list[str]) -> None:
+    options = _parsed(CompareOptions, "fewstep compare", arguments)
+    found = compare_runs(options.first, options.second, options.weights, options.episodes)
+    Console().print(comparison_table(str(options.first), str(options.second), found))
 
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+
+def _adapt(arguments: list[str]) -> None:
+    options = _parsed(AdaptOptions, "fewstep adapt", arguments)
+    classifier = adapt_run(options.run, options.support, steps=options.steps, head=options.head,
+                           normalisation=options.normalisation, weights=options.weights,
+                           skip=options.skip_unreadable)  # fmt: skip
+    classifier.save(options.out)
+    about = f"{len(classifier.classes)} classes, {classifier.about['steps']} steps, head: {classifier.about['head']}"
+    print(f"{options.out}: {about}; now: fewstep predict {options.out} FILES")
+
+
+def _predict(arguments: list[str]) -> None:
+    options = _parsed(PredictOptions, "fewstep predict", arguments)
+    print(predict(Classifier.load(options.adapted), options.files, options.format, options.skip_unreadable))
+
+
+def _export(arguments: list[str]) -> None:
+    options = _parsed(ExportOptions, "fewstep export", arguments)
+    print(export(Classifier.load(options.adapted), options.out))
 
 
 def _report(arguments: list[str]) -> None:
-    for path in report_run(_parsed(_Report, "fewstep report", arguments).run):
+    for path in report_run(_parsed(ReportOptions, "fewstep report", arguments).run):
         print(path)
 
 
@@ -205,6 +217,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "bench": _bench,
     "train": _train,
     "evaluate": _evaluate,
+    "compare": _compare,
+    "adapt": _adapt,
+    "predict": _predict,
+    "export": _export,
     "report": _report,
     "list": _list,
 }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import ceil, inf, isfinite, sqrt
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from fewstep.data.episodes import Episodes
 from fewstep.distributed import on_all_ranks
 from fewstep.errors import InputError
-from fewstep.learner import Learner, Point
-from fewstep.task import Batch
+from fewstep.learner import Point
+from fewstep.task import Batch, Task
 
 
 def accuracy(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -94,6 +94,8 @@ class Evaluation:
     episodes: int
     protocol: Mapping[str, Any] = field(default_factory=dict)
     higher_is_better: bool = False
+    values: Tensor | None = field(default=None, repr=False, compare=False)
+    """The metric of each episode [steps, episodes]."""
 
     @property
     def last(self) -> StepResult:
@@ -105,26 +107,45 @@ class Evaluation:
         value = self.last.mean if self.higher_is_better else -self.last.mean
         return value if isfinite(value) else -inf
 
+    def first(self, count: int) -> Evaluation:
+        """What the first `count` episodes alone give."""
+        assert self.values is not None
+        values = self.values[:, :count]
+        return replace(self, by_step=_by_step(values, [p.step for p in self.by_step]), episodes=count, values=values)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values; a mean that is not finite is null."""
-        content = asdict(self)
+        content = asdict(replace(self, values=None))
+        del content["values"]
         for point in content["by_step"]:
             point.update({key: None for key in ("mean", "ci95") if not isfinite(point[key])})
         return content
 
 
+class Judged(Protocol):
+    """What can be judged: a `Learner`, an `Ensemble`, a `MetricLearner`."""
+
+    def path(self, tasks: Task, steps: int, at: Collection[int] | None = None) -> list[Point]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def eval(self) -> Any: ...
+
+
 def evaluate(
-    learner: Learner,
+    learner: Judged,
     episodes: Episodes,
     *,
     metric: str | Metric,
     steps: int,
     count: int = 600,
+    at: Collection[int] | None = None,
     protocol: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Adapt to the first `count` tasks of `episodes` and judge each by its query set after steps 0, 1, ..., `steps`.
 
     metric : "accuracy", "mse", "loss" (the query loss), or a `Metric` of your own
+    at : the steps to judge after, if not all: most of the time goes into large query sets
     The interval is 1.96 standard deviations / sqrt(count), as in the paper. The learner is in eval mode meanwhile.
     Where several processes work together, all have to call it; they share the batches, and each gets the result.
     """
@@ -135,18 +156,20 @@ def evaluate(
     if count < 2:
         raise InputError(f"an interval needs at least 2 episodes, but {count} came")
     with in_eval_mode(learner):
-        judge = partial(_judge, learner, episodes, metric, steps)
+        judge = partial(_judge, learner, episodes, metric, steps, at)
         batches = on_all_ranks(judge, ceil(count / episodes.tasks))
     values = torch.cat(batches, dim=1)[:, :count].double()
-    half = 1.96 * values.std(1) / sqrt(count)
-    by_step = [
-        StepResult(step, *pair) for step, pair in enumerate(zip(values.mean(1).tolist(), half.tolist(), strict=True))
-    ]
-    return Evaluation(metric.name, by_step, count, dict(protocol or {}), metric.higher_is_better)
+    by_step = _by_step(values, range(steps + 1) if at is None else sorted(at))
+    return Evaluation(metric.name, by_step, count, dict(protocol or {}), metric.higher_is_better, values)
+
+
+def _by_step(values: Tensor, steps: Iterable[int]) -> list[StepResult]:
+    half = 1.96 * values.std(1) / sqrt(values.shape[1])
+    return [StepResult(*point) for point in zip(steps, values.mean(1).tolist(), half.tolist(), strict=True)]
 
 
 @contextmanager
-def in_eval_mode(learner: nn.Module) -> Iterator[None]:
+def in_eval_mode(learner: nn.Module | Judged) -> Iterator[None]:
     """Inside, all modules are in eval mode; afterwards each is in its own."""
     modes = [(module, module.training) for module in learner.modules()]
     learner.eval()
@@ -157,7 +180,8 @@ def in_eval_mode(learner: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _judge(learner: Learner, episodes: Episodes, metric: Metric, steps: int, index: int) -> Tensor:
-    """The metric [steps + 1, tasks] of one batch of tasks."""
+def _judge(learner: Judged, episodes: Episodes, metric: Metric, steps: int, at: Collection[int] | None,
+           index: int) -> Tensor:  # fmt: skip
+    """The metric [judged steps, tasks] of one batch of tasks."""
     tasks = episodes[index]
-    return torch.stack([metric.of(point, tasks.query) for point in learner.path(tasks, steps)])
+    return torch.stack([metric.of(point, tasks.query) for point in learner.path(tasks, steps, at)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
@@ -198,11 +198,16 @@ class Learner(nn.Module):
         return model_with(self.objective, {**shared, **self.of_task(theta, 0)}, batch)
 
     @torch.no_grad()
-    def path(self, tasks: Task, steps: int | None = None) -> list[Point]:
-        """How each task's query set is answered before adaptation and after each of `steps` inner steps."""
+    def path(self, tasks: Task, steps: int | None = None, at: Collection[int] | None = None) -> list[Point]:
+        """How each task's query set is answered before adaptation and after each of `steps` inner steps.
+
+        at : the steps to answer after; by default all of 0, 1, ..., `steps`
+        """
         points = []
         with self.checked(tasks):
             for step, theta in enumerate(self.inner_loop(tasks.support, self._steps(steps))):
+                if at is not None and step not in at:
+                    continue
                 problem, tensors = self.query_problem(theta, step, tasks)
                 loss, *prediction = problem.evaluate(tensors)
                 check_values_behind(loss, tasks)

@@ -19,6 +19,15 @@ from fewstep.distributed import is_first
 from fewstep.errors import InputError
 
 
+def checkpoint_name(step: int) -> str:
+    """The file of the weights of an iteration that are among the best.
+
+    >>> checkpoint_name(500)
+    'checkpoints/500.safetensors'
+    """
+    return f"checkpoints/{step}.safetensors"
+
+
 class Run:
     """A run's folder. Where several processes work together, the first alone writes.
 
@@ -26,6 +35,7 @@ class Run:
     engine.json         the plan by which tasks are computed (`fewstep.planner`), where there is one
     metrics.jsonl       one line per logged event of training
     model.safetensors   the last weights;  best.safetensors: those with the best validation result
+    checkpoints/        the best few, by iteration
     trainer.pt          everything that goes on from the last checkpoint
     evaluation.json     the result on test tasks
     """
@@ -73,6 +83,11 @@ class Run:
             return
         tensors = {key: value.detach().cpu().clone() for key, value in state.items()}
         self.write(name, safetensors.torch.save(tensors, metadata={"step": str(step)}))
+
+    def delete(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        if is_first():
+            (self.path / name).unlink(missing_ok=True)
 
     def load_weights(self, name: str) -> dict[str, Tensor]:
         with self.reading(name) as path:

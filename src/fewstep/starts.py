@@ -107,6 +107,16 @@ class SharedVector(_Head):
         return found | ({self.bias: tensors[self.bias].mean().expand(known)} if self.has_bias else {})
 
 
+class ZeroHead(_Head):
+    """A head of zeros with a row for each class: all classes start alike, however many there are."""
+
+    def __call__(self, objective: Objective, tensors: Tensors, support: Batch, known: Any) -> Tensors:
+        self.check(objective)
+        weight = tensors[self.weight]
+        found = {self.weight: weight.new_zeros(known, weight.shape[1])}
+        return found | ({self.bias: weight.new_zeros(known)} if self.has_bias else {})
+
+
 class Prototypes(_Head):
     """The head that answers as the nearest class mean does: w_k = 2 c_k, b_k = -|c_k|^2 (Triantafillou et al. 2020).
 

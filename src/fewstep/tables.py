@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -26,6 +26,41 @@ def table(evaluation: Mapping[str, Any]) -> Table:
         result.add_column(name, justify="left" if name == header[0] else "right", no_wrap=name != header[0])
     for row in rows:
         result.add_row(*map(Text, row))
+    return result
+
+
+def protocols_table(content: Mapping[str, Any]) -> Table:
+    """One row for each protocol: what it is, and the metric before adaptation and after the last step."""
+    entries = content["protocols"]
+    plain = [entry["protocol"] for entry in entries]
+    shared = {key: value for key, value in plain[0].items() if all(other.get(key) == value for other in plain)}
+    about = f"{content['iterations']:,} iterations of training with seed {content['seed']}"
+    result = Table(title=Text(f"{content['recipe']}: {label(entries[0]['metric'])}"),
+                   caption=Text(", ".join([*words(shared), "mean ± 95 % interval", about])))  # fmt: skip
+    first, last = (entries[0]["by_step"][place]["step"] for place in (0, -1))
+    for name in ("protocol", "episodes", f"after {first} steps", f"after {last}"):
+        result.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=name != "protocol")
+    for entry in entries:
+        own = {key: value for key, value in entry["protocol"].items() if key not in shared}
+        (line,) = lines({**entry, "baselines": {}})
+        digits = 2 if entry["metric"] == "accuracy" else 3
+        ends = [_cell(line.mean[place], line.half[place], digits) for place in (0, -1)]
+        result.add_row(Text(", ".join(words(own)) or entry["name"]), f"{entry['episodes']:,}", *ends)
+    return result
+
+
+def comparison_table(first: str, second: str, found: Sequence[Mapping[str, Any]]) -> Table:
+    """Two runs side by side, a row for each protocol."""
+    title = f"{first} and {second}: {label(found[0]['metric'])}"
+    told = ", ".join(words({**found[0]["protocol"], "queries_per_class": None, "shots": None, "inner_lr": None}))
+    result = Table(title=Text(title), caption=Text(f"the same {found[0]['episodes']:,} episodes for both, {told}"))
+    for name in ("protocol", "first", "second", "difference", "p"):
+        result.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=name != "protocol")
+    for entry in found:
+        scale, digits = (100, 2) if entry["metric"] == "accuracy" else (1, 3)
+        values = [*entry["results"], entry["difference"]]
+        cells = [_cell(scale * each.mean, scale * each.ci95, digits) for each in values]
+        result.add_row(entry["name"], *cells, f"{entry['difference'].p:.2g}")
     return result
 
 

@@ -31,11 +31,11 @@ from fewstep.errors import DivergenceError
 from fewstep.evaluate import Evaluation
 from fewstep.learner import Learner
 from fewstep.meta_step import MetaStep
-from fewstep.run import Run
+from fewstep.run import Run, checkpoint_name
 from fewstep.task import Task
 
 Event = dict[str, Any]
-Best = dict[str, Any]
+Best = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class Training:
     lr : beta, Adam's learning rate;  schedule : constant, or a cosine from lr down to 0 at the last iteration
     clip : each element of the meta-gradient is cut to [-clip, clip]; None leaves it
     check_every : iterations between two validations, each followed by a checkpoint;  log_every : between two log lines
+    keep : how many of the best validated weights are kept in the run, beyond one under `checkpoints/`
     """
 
     iterations: int
@@ -53,6 +54,7 @@ class Training:
     clip: float | None = None
     check_every: int = 1000
     log_every: int = 100
+    keep: int = 1
 
     def lr_at(self, step: int) -> float:
         if self.schedule == "constant":
@@ -94,15 +96,26 @@ def train(
                 _log(run, report, {"step": step, "loss": loss.item(), "seconds": round(time.monotonic() - started, 2)})
             if step % training.check_every == 0 or at_end:
                 result = validate(learner)
-                if best is None or result.worth > best["worth"]:
-                    best = {"step": step, "worth": result.worth}
-                    run.save_weights("best.safetensors", learner.state_dict(), step)
+                best = _with_best(learner, run, best, {"step": step, "worth": result.worth}, training.keep)
                 by_step = [point["mean"] for point in result.to_json()["by_step"]]
-                _log(run, report, {"step": step, f"validation_{result.metric}": by_step, "best_step": best["step"]})
+                _log(run, report, {"step": step, f"validation_{result.metric}": by_step, "best_step": best[0]["step"]})
             if step % training.check_every == 0 or at_end or stopped:
                 _save(learner, optimizer, run, step, best, time.monotonic() - started)
             if stopped:
                 raise KeyboardInterrupt
+
+
+def _with_best(learner: Learner, run: Run, best: Best, now: dict[str, Any], keep: int) -> Best:
+    """The best validated weights so far, those of `now` among them if they are, each with its file in the run."""
+    ranked = sorted([*best, now], key=lambda each: -each["worth"])  # of equals, the earlier one stays ahead
+    kept, gone = ranked[:keep], ranked[keep:]
+    if kept[0] is now:
+        run.save_weights("best.safetensors", learner.state_dict(), now["step"])
+    if keep > 1 and any(each is now for each in kept):
+        run.save_weights(checkpoint_name(now["step"]), learner.state_dict(), now["step"])
+    for each in gone:
+        run.delete(checkpoint_name(each["step"]))
+    return kept
 
 
 def _log(run: Run, report: Callable[[Event], None], event: Event) -> None:
@@ -111,9 +124,7 @@ def _log(run: Run, report: Callable[[Event], None], event: Event) -> None:
         report(event)
 
 
-def _save(
-    learner: Learner, optimizer: torch.optim.Optimizer, run: Run, step: int, best: Best | None, seconds: float
-) -> None:
+def _save(learner: Learner, optimizer: torch.optim.Optimizer, run: Run, step: int, best: Best, seconds: float) -> None:
     device = next(learner.parameters()).device
     state: dict[str, Any] = {
         "step": step,
@@ -130,13 +141,13 @@ def _save(
     gathered(None)  # from here on every rank can rely on the files
 
 
-def _resume(learner: Learner, optimizer: torch.optim.Optimizer, run: Run) -> tuple[int, Best | None, float]:
+def _resume(learner: Learner, optimizer: torch.optim.Optimizer, run: Run) -> tuple[int, Best, float]:
     """Set everything to the run's last checkpoint: its step, best validation result and seconds spent."""
     state = from_first(run.load_state)
     if state is None:
         start_alike(learner)
         run.forget_metrics_after(-1)
-        return 0, None, 0.0
+        return 0, [], 0.0
     learner.load_state_dict(state["learner"])
     optimizer.load_state_dict(state["optimizer"])
     _resume_random(state, next(learner.parameters()).device)

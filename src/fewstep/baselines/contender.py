@@ -46,6 +46,11 @@ class Contender:
     learner: Learner
     about: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def rate(self) -> dict[str, Any]:
+        """Its inner rate, in the words of a protocol."""
+        return {"inner_lr": self.about.get("fine_tuning_lr")}
+
 
 def contend(
     baseline: Baseline,

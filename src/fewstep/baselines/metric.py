@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +57,10 @@ class MetricLearner(nn.Module, ABC):
         return self._point(tasks).loss
 
     @torch.no_grad()
-    def path(self, tasks: Task, steps: int = 0) -> list[Point]:
-        """How each task's query set is answered: `steps` + 1 times the same, since no gradient steps are taken."""
+    def path(self, tasks: Task, steps: int = 0, at: Collection[int] | None = None) -> list[Point]:
+        """How each task's query set is answered: each time the same, since no gradient steps are taken."""
         _check_steps(steps)
-        return [self._point(tasks)] * (steps + 1)
+        return [self._point(tasks)] * (steps + 1 if at is None else len(at))
 
     @torch.no_grad()
     def adapt(self, support: Batch, steps: int | None = None) -> nn.Module:

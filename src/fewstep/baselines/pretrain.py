@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.data.episodes import Episodes, numbered_generator, rotate_quarters
+from fewstep.data.table import ImageTable
 from fewstep.functional import Loss
 from fewstep.task import Task
 
@@ -30,7 +31,7 @@ def pooled(tasks: Task) -> tuple[Tensor, Tensor]:
 
 def pretrain_on_classes(
     model: nn.Module,
-    images: Tensor,
+    images: Tensor | ImageTable,
     *,
     iterations: int,
     seed: int,
@@ -40,16 +41,17 @@ def pretrain_on_classes(
 ) -> None:
     """Train `model` by Adam to tell all classes apart.
 
-    images : uint8 [classes, examples, channels, height, width];  model : [batch, ...] -> [batch, classes]
+    images : uint8 [classes, examples, channels, height, width], or an `ImageTable`
+    model : [batch, ...] -> [batch, classes]
     rotate : turn each picture by a random number of quarters, as the episodes do with classes
     """
-    classes, examples = images.shape[:2]
+    table = ImageTable.of(images)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     model.train()
     for step in range(iterations):
         generator = numbered_generator(seed, step)
-        label = torch.randint(classes, (batch,), generator=generator)
-        x = images[label, torch.randint(examples, (batch,), generator=generator)]
+        label = torch.randint(len(table), (batch,), generator=generator)
+        x = table.pick(label, torch.randint(1 << 40, (batch,), generator=generator) % table.counts[label])
         if rotate:
             x = rotate_quarters(x[None], torch.randint(4, (1, batch), generator=generator))[0]
         optimizer.zero_grad()

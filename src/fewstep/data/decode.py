@@ -31,11 +31,13 @@ class Form:
 
     channels : 3, or 1 for grey
     crop : the largest square in the middle, resized; else the whole picture, its sides stretched alike or not
+    invert : dark becomes light, as Omniglot's black strokes become 255
     """
 
     size: int
     channels: int = 3
     crop: bool = False
+    invert: bool = False
 
     def __post_init__(self) -> None:
         if not 8 <= self.size <= 512 or self.channels not in (1, 3):
@@ -60,10 +62,15 @@ def decoded(stem: str, pictures: Sequence[Picture], form: Form, skip: bool = Fal
             write_whole(path, lambda file: _write(file, path, pictures, form, faults))
         except OSError as error:
             warn_unwritable(path, error)
-            faults.clear()
-            return _without(np.stack([*_rows(pictures, form, faults)]), pictures, faults, skip)
+            return decoded_now(pictures, form, skip)
     # Copy on write: PyTorch knows no tensor that cannot be written to.
     return _without(np.load(path, mmap_mode="c"), pictures, known, skip)
+
+
+def decoded_now(pictures: Sequence[Picture], form: Form, skip: bool = False) -> tuple[Tensor, list[int]]:
+    """As `decoded`, without the cache."""
+    faults: dict[int, str] = {}
+    return _without(np.stack([*_rows(pictures, form, faults)]), pictures, faults, skip)
 
 
 def _known_faults(path: Path) -> dict[int, str] | None:
@@ -134,7 +141,7 @@ def pixels(data: bytes | Pixels, form: Form) -> Pixels:
     if picture.size != side:
         how = Image.Resampling.LANCZOS
         picture = ImageOps.fit(picture, side, how) if form.crop else picture.resize(side, how)
-    array = np.asarray(picture)
+    array = 255 - np.asarray(picture) if form.invert else np.asarray(picture)
     return np.ascontiguousarray(array.transpose(2, 0, 1)) if form.channels == 3 else array[None]
 
 

@@ -61,6 +61,11 @@ def _descend(top: Path, folder: Path, above: set[Path], found: list[Picture]) ->
             found.append(_of_file(entry, entry.relative_to(top).as_posix()))
 
 
+def one_file(path: Path) -> Picture:
+    """A picture by its path, whatever its name."""
+    return _of_file(path, path.name)
+
+
 def _of_file(path: Path, name: str) -> Picture:
     try:
         about = path.stat()

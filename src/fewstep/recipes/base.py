@@ -6,7 +6,7 @@ import ast
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, ClassVar, Literal
 
@@ -22,6 +22,7 @@ from fewstep.evaluate import Evaluation, evaluate
 from fewstep.functional import Loss
 from fewstep.learner import Learner
 from fewstep.problem import Derivative
+from fewstep.protocol import Protocol
 from fewstep.train import Training
 
 Split = Literal["train", "validation", "test"]
@@ -77,6 +78,8 @@ class Recipe(ABC):
     """Iterations between validations; each ends with a checkpoint."""
     log_every: int = 100
     """Iterations between logged losses."""
+    keep: int = 5
+    """How many of the best validated weights to keep; some protocols have them answer together."""
     validation_episodes: int = 200
     """Tasks of each validation."""
     test_episodes: int = 600
@@ -88,8 +91,8 @@ class Recipe(ABC):
     adapt: ClassVar[str] = "*"
 
     def __post_init__(self) -> None:
-        counts = ("iterations", "meta_batch", "test_steps", "check_every", "log_every", "validation_episodes",
-                  "test_episodes")  # fmt: skip
+        counts = ("iterations", "meta_batch", "test_steps", "check_every", "log_every", "keep",
+                  "validation_episodes", "test_episodes")  # fmt: skip
         for name in counts:
             least = 2 if name.endswith("episodes") else 1  # an interval needs two
             if getattr(self, name) < least:
@@ -134,12 +137,12 @@ class Recipe(ABC):
         """The tasks for training, for validation and for test."""
 
     @abstractmethod
-    def protocols(self) -> dict[str, Episodes]:
-        """The test tasks by name of the protocol, the paper's own first."""
+    def protocols(self) -> list[Protocol]:
+        """How the learner is judged, the paper's own way first."""
 
-    @abstractmethod
-    def protocol(self, episodes: Episodes) -> dict[str, Any]:
-        """What decides the meaning of a number measured on `episodes`."""
+    def all_protocols(self, most: int | None = None) -> list[Protocol]:
+        """Every way in which people judge such learners, with at most so many episodes."""
+        return [replace(each, episodes=min(each.episodes, most or each.episodes)) for each in self.protocols()]
 
     @abstractmethod
     def baselines(self) -> list[Baseline]:
@@ -177,7 +180,7 @@ class Recipe(ABC):
     def training(self) -> Training:
         """The settings of the outer loop."""
         return Training(iterations=self.iterations, lr=self.meta_lr, schedule=self.schedule, clip=self.clip,
-                        check_every=self.check_every, log_every=self.log_every)  # fmt: skip
+                        check_every=self.check_every, log_every=self.log_every, keep=self.keep)  # fmt: skip
 
     def validate(self, learner: Learner) -> Evaluation:
         """Judge the learner on held-out tasks."""

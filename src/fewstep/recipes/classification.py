@@ -1,11 +1,9 @@
-"""N-way K-shot classification of Omniglot and glyphs (Finn et al. 2017, section 5.2)."""
+"""N-way K-shot classification (Finn et al. 2017, section 5.2), whatever the pictures."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,16 +11,17 @@ from torch import Tensor, nn
 
 from fewstep import models
 from fewstep.baselines import Baseline, pretrain_on_classes
-from fewstep.data.episodes import ClassEpisodes, Episodes
-from fewstep.data.glyphs import load_glyphs
-from fewstep.data.omniglot import load_omniglot
+from fewstep.data.decode import Form
+from fewstep.data.episodes import ClassEpisodes
+from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.losses import summed_over_ways
-from fewstep.normalisation import MEANINGS
+from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe, Split
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
+MANY = (600, 2_000, 10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +33,13 @@ class ClassificationRecipe(Recipe):
     shots: int = 1
     """Support examples of each class (K)."""
     queries: int | None = None
-    """Query examples of each class; None takes as many as shots, as the authors do."""
+    """Query examples of each class in training; None takes as many as shots."""
+    test_queries: int | None = None
+    """Query examples of each class in validation and test; None takes as many as shots, as the authors do."""
     network: Literal["conv", "mlp"] = "conv"
     """Four convolutions, or fully connected layers 256-128-64-64."""
+    filters: int = 64
+    """Of each convolution."""
     inner_lr: float = 0.4
     pretrain_iterations: int = 10_000
     """Iterations of the baseline that is trained on all classes, 128 pictures each."""
@@ -44,10 +47,19 @@ class ClassificationRecipe(Recipe):
     metric: ClassVar[str] = "accuracy"
     adapt: ClassVar[str] = "~*.offset"
     rotate: ClassVar[bool] = False
+    channels: ClassVar[int] = 1
+    side: ClassVar[int] = 28
+    pool: ClassVar[bool] = False
+    invert: ClassVar[bool] = False
 
     @abstractmethod
-    def images(self, split: Split) -> Tensor:
-        """The pictures of a split: uint8 [classes, 20, 1, 28, 28]."""
+    def images(self, split: Split) -> Tensor | ImageTable:
+        """The pictures of a split by class, as `ClassEpisodes` takes them."""
+
+    @property
+    def form(self) -> Form:
+        """What the user's own pictures become for the net."""
+        return Form(self.side, self.channels, crop=True, invert=self.invert)
 
     @property
     def summary(self) -> str:
@@ -60,43 +72,60 @@ class ClassificationRecipe(Recipe):
         return self._network(self.ways)
 
     def _network(self, ways: int) -> nn.Module:
-        return models.conv4(ways) if self.network == "conv" else models.mlp(784, ways, (256, 128, 64, 64), norm=True)
+        if self.network == "mlp":
+            return models.mlp(self.channels * self.side**2, ways, (256, 128, 64, 64), norm=True)
+        return models.conv4(ways, channels=self.channels, size=self.side, filters=self.filters, pool=self.pool)
 
     @property
     def loss(self) -> Loss:
         return summed_over_ways
 
     def episodes(self, split: Split) -> ClassEpisodes:
-        return ClassEpisodes(
-            tasks=self.meta_batch if split == "train" else 20,
-            seed=self.seed_of(split),
-            device=self.device,
-            images=self.images(split).to(self.device),
-            ways=self.ways,
-            shots=self.shots,
-            queries=self.shots if self.queries is None else self.queries,
-            rotate=self.rotate,
-        )
+        queries = self.queries if split == "train" else self.test_queries
+        images = ImageTable.of(self.images(split)).to(self.device)
+        try:
+            return ClassEpisodes(
+                tasks=self.meta_batch if split == "train" else 20,
+                seed=self.seed_of(split),
+                device=self.device,
+                images=images,
+                ways=self.ways,
+                shots=self.shots,
+                queries=self.shots if queries is None else queries,
+                rotate=self.rotate,
+            )
+        except InputError as error:
+            raise InputError(f"{split}: {error}") from error
 
-    def protocols(self) -> dict[str, Episodes]:
+    def protocols(self) -> list[Protocol]:
         test = self.episodes("test")
         most = min(15, test.table.fewest - self.shots)
-        names = {count: f"{count} {'query' if count == 1 else 'queries'} per class" for count in (test.queries, most)}
-        return {name: replace(test, queries=count) for count, name in names.items()}
+        return [self._protocol(replace(test, queries=count)) for count in dict.fromkeys((test.queries, most))]
 
-    def protocol(self, episodes: Episodes) -> dict[str, Any]:
-        if not isinstance(episodes, ClassEpisodes):
-            raise InputError(f"classification episodes expected, but {type(episodes).__name__} came")
-        return {
-            "ways": episodes.ways,
-            "shots": episodes.shots,
-            "queries_per_class": episodes.queries,
-            "normalisation": MEANINGS["batch"],
-            "class_rotations": episodes.rotate,
+    def all_protocols(self, most: int | None = None) -> list[Protocol]:
+        own, *more = self.protocols()
+        last = more[-1] if more else own
+        counts = [count for count in MANY if most is None or count <= most] or [most or MANY[0]]
+        found = []
+        for base, sizes in ((own, counts[:1]), *((each, counts) for each in more)):
+            for policy in ("batch", "support"):
+                found += [replace(base, normalisation=policy, episodes=size) for size in sizes]
+        together = replace(last, checkpoints=self.keep, episodes=counts[0])
+        return [*found, together, replace(last, permutations=self.ways, episodes=counts[0])]
+
+    def _protocol(self, tasks: ClassEpisodes) -> Protocol:
+        about = {
+            "ways": tasks.ways,
+            "shots": tasks.shots,
+            "queries_per_class": tasks.queries,
+            "class_rotations": tasks.rotate,
             "inner_lr": self.inner_lr,
             "loss": "cross-entropy summed over ways (N x mean)",
             "evaluation_seed": self.evaluation_seed,
         }
+        name = f"{tasks.queries} {'query' if tasks.queries == 1 else 'queries'} per class"
+        return Protocol(name=name, tasks=tasks, about=about, episodes=self.test_episodes, steps=self.test_steps,
+                        normalisation="batch")  # fmt: skip
 
     def baselines(self) -> list[Baseline]:
         settings = {"iterations": self.pretrain_iterations, "seed": self.seed}
@@ -105,45 +134,10 @@ class ClassificationRecipe(Recipe):
 
     def _pretrain(self, model: nn.Module) -> dict[str, Any]:
         """Give `model` the body of a classifier of all training classes, and a head of zeros."""
-        images = self.images("train").to(self.device)
+        images = ImageTable.of(self.images("train")).to(self.device)
         classifier = self.seeded(lambda: self._network(len(images)))
         pretrain_on_classes(classifier, images, iterations=self.pretrain_iterations, seed=self.seed, rotate=self.rotate)
         trained = classifier.state_dict()
         for name, value in model.state_dict().items():
             value.copy_(trained[name] if trained[name].shape == value.shape else torch.zeros_like(value))
         return {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlyphsRecipe(ClassificationRecipe):
-    """Characters of the fonts that come with matplotlib: real few-shot classes with no download."""
-
-    iterations: int = 5_000
-
-    def images(self, split: Split) -> Tensor:
-        return load_glyphs(split)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OmniglotRecipe(ClassificationRecipe):
-    """Omniglot, 1,623 hand-written characters x 20 drawers; downloaded unless FEWSTEP_DATA names a folder."""
-
-    variant: Literal["nearest", "antialias"] = "nearest"
-    """How pictures become 28 x 28: binary as in the authors' code, or with grey edges."""
-    splits: Literal["authors", "vinyals"] = "authors"
-    """1100/100/423 characters drawn by a seed, or the fixed lists of Vinyals et al. with rotations as classes."""
-    root: Path | None = None
-    """Folder with the Omniglot zips or folders."""
-
-    def images(self, split: Split) -> Tensor:
-        return _omniglot(split, self.variant, self.splits, self.root)
-
-    @property
-    def rotate(self) -> bool:  # type: ignore[override]
-        return self.splits == "authors"
-
-
-@cache
-def _omniglot(split: Split, variant: Literal["nearest", "antialias"], splits: Literal["authors", "vinyals"],
-              root: Path | None) -> Tensor:  # fmt: skip
-    return load_omniglot(split, variant=variant, splits=splits, root=root)

@@ -14,8 +14,8 @@ from fewstep.baselines import Baseline, average_of_tasks, pretrain_on_tasks
 from fewstep.baselines.multitask import Regulariser
 from fewstep.data.episodes import Episodes
 from fewstep.data.sinusoid import SinusoidEpisodes
-from fewstep.errors import InputError
 from fewstep.functional import Loss
+from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe, Split
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
@@ -63,21 +63,21 @@ class SinusoidRecipe(Recipe):
             tasks=tasks, seed=self.seed_of(split), device=self.device, shots=self.shots, queries=queries
         )
 
-    def protocols(self) -> dict[str, Episodes]:
-        test = self.episodes("test")
-        return {f"{shots}-shot": replace(test, shots=shots) for shots in (self.shots, 5, 10, 20)}
+    def protocols(self) -> list[Protocol]:
+        return [self._protocol(shots) for shots in dict.fromkeys((self.shots, 5, 10, 20))]
 
-    def protocol(self, episodes: Episodes) -> dict[str, Any]:
-        if not isinstance(episodes, SinusoidEpisodes):
-            raise InputError(f"sinusoid episodes expected, but {type(episodes).__name__} came")
-        return {
-            "shots": episodes.shots,
-            "queries": episodes.queries,
+    def _protocol(self, shots: int) -> Protocol:
+        tasks = replace(self.episodes("test"), shots=shots)
+        about = {
+            "shots": shots,
+            "queries": tasks.queries,
             "trained_on_shots": self.shots,
             "inner_lr": self.inner_lr,
             "loss": "mean squared error",
             "evaluation_seed": self.evaluation_seed,
         }
+        return Protocol(name=f"{shots}-shot", tasks=tasks, about=about, episodes=self.test_episodes,
+                        steps=self.test_steps)  # fmt: skip
 
     def baselines(self) -> list[Baseline]:
         joint = {"iterations": self.pretrain_iterations or self.iterations, "seed": self.seed, "shots": self.shots}

@@ -1,0 +1,56 @@
+"""An adapted classifier for other programs: a file of `torch.export`, or of ONNX."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.classifier import Classifier
+from fewstep.errors import InputError
+
+
+class _Ready(nn.Module):
+    """Pixels in, probabilities out: nothing of the preparation but the size is left to the other program."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits.softmax(-1)
+
+
+def export(classifier: Classifier, path: Path) -> Path:
+    """Write images float32 [batch, channels, size, size] in 0..1 -> probabilities [batch, classes], for any batch.
+
+    path : ends in .pt2 for `torch.export`, or in .onnx, which needs `pip install "fewstep[onnx]"`
+    Raises `InputError` where the answers depend on the batch, as with normalisation="batch".
+    """
+    if path.suffix not in (".pt2", ".onnx"):
+        raise InputError(f"the file's name must end in .pt2 (torch.export) or .onnx, but {path} came")
+    if classifier.about["normalisation"] == "batch":
+        raise InputError(
+            "this classifier normalises by all pictures that it is asked about together; adapt anew with "
+            "--normalisation support"
+        )
+    form = classifier.form
+    example = torch.zeros(2, form.channels, form.size, form.size)
+    model = _Ready(classifier.model).eval()
+    batch = {0: torch.export.Dim("batch")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        program = torch.export.export(model, (example,), dynamic_shapes=(batch,))
+    if path.suffix == ".pt2":
+        torch.export.save(program, path)
+        return path
+    if importlib.util.find_spec("onnxscript") is None:
+        raise InputError('ONNX needs more packages: pip install "fewstep[onnx]"')
+    written: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"],
+                                     output_names=["probabilities"])  # fmt: skip
+    written.save(path)
+    return path

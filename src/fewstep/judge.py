@@ -1,0 +1,214 @@
+"""What `fewstep evaluate` and `fewstep compare` do: runs under the protocols of their recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.baselines import Contender, contend
+from fewstep.calibrate import calibrate
+from fewstep.commands import recipe_of
+from fewstep.data.episodes import Episodes
+from fewstep.errors import InputError
+from fewstep.evaluate import Evaluation
+from fewstep.learner import Learner
+from fewstep.normalisation import MEANINGS, Policy
+from fewstep.progress import narrate
+from fewstep.protocol import Protocol
+from fewstep.recipes import Recipe
+from fewstep.run import Run, checkpoint_name
+
+
+def evaluate_run(
+    path: Path, weights: str = "best", baselines: bool = True, episodes: int | None = None,
+    normalisation: Policy = "batch", first_only: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Judge a run under the protocols of its recipe, beside the baselines, and write evaluation.json.
+
+    normalisation : by which statistics batch norm goes, in the learner and in the baselines
+    first_only : of all test protocols only the first, the paper's own
+    """
+    judged = _Judged.of(path, weights, episodes)
+    recipe, started = judged.recipe, time.monotonic()
+    protocols = [_under(normalisation, protocol) for protocol in recipe.protocols()[: 1 if first_only else None]]
+    policy = protocols[0].normalisation
+    learner = judged.learners(policy, 1)
+    contenders = contenders_of(recipe, judged.run, policy) if baselines else []
+    results = []
+    for protocol in protocols:
+        entry = protocol.judge(learner, recipe.metric).to_json()
+        unadapted = {**entry, "by_step": entry["by_step"][:1]}
+        entry["baselines"] = {"the same net without adaptation": unadapted}
+        for c in contenders:
+            own = dataclasses.replace(protocol, steps=c.baseline.steps, about={**protocol.about, **c.rate})
+            judgement = own.judge([c.learner], recipe.metric, view=c.baseline.view).to_json()
+            entry["baselines"][c.baseline.name] = {**judgement, **c.about}
+        results.append({"name": protocol.name, **entry})
+    content = {**judged.about, **results[0], "seconds": round(time.monotonic() - started, 1),
+               "other_protocols": results[1:]}  # fmt: skip
+    judged.run.write_json("evaluation.json", content)
+    return content
+
+
+def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None) -> dict[str, Any]:
+    """Judge a run, without its baselines, under every protocol that people use, and write protocols.json.
+
+    episodes : the most to take under any of them
+    Each distinct way of judging runs once; fewer episodes are the first ones of more.
+    """
+    judged = _Judged.of(path, weights, None)
+    protocols = judged.recipe.all_protocols(episodes)
+    found: dict[Any, Evaluation] = {}
+    entries = []
+    for protocol in sorted(protocols, key=lambda each: -each.episodes):
+        way = id(protocol.tasks), protocol.normalisation, protocol.checkpoints, protocol.permutations
+        if way not in found:
+            narrate(f"{protocol.name}, {protocol.episodes:,} episodes")
+            learners = judged.learners(protocol.normalisation, protocol.checkpoints)
+            found[way] = protocol.judge(learners, judged.recipe.metric, at=sorted({0, protocol.steps}))
+        result = found[way].first(protocol.episodes)
+        entries.append((protocols.index(protocol), {"name": protocol.name, **result.to_json()}))
+    content = {**judged.about, "protocols": [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]}
+    judged.run.write_json("protocols.json", content)
+    return content
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two runs on the same tasks: first minus second, half its 95 % interval, and the chance of one as large by luck.
+
+    p : two-sided, of the mean of the paired differences, which is nearly normal for this many episodes
+    """
+
+    mean: float
+    ci95: float
+    p: float
+
+    @classmethod
+    def of(cls, first: Tensor, second: Tensor) -> Difference:
+        """From the metric [episodes] of each.
+
+        >>> import torch
+        >>> Difference.of(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0, 1.0])).mean
+        1.0
+        """
+        pairs = (first - second).double()
+        error = float(pairs.std()) / math.sqrt(len(pairs))
+        mean = float(pairs.mean())
+        p = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
+        return cls(mean, 1.96 * error, p)
+
+
+def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int | None = None) -> list[dict[str, Any]]:
+    """Two runs on the same episodes, under the protocols that their recipes share. Nothing is written.
+
+    Raises `InputError` where they were made for different tasks.
+    """
+    runs = [_Judged.of(path, weights, episodes) for path in (first, second)]
+    ways = [run.recipe.protocols() for run in runs]
+    found = []
+    for one, other in zip(*ways, strict=False):
+        if one.name != other.name or one.tasks_alone != other.tasks_alone or one.episodes != other.episodes:
+            raise InputError(
+                f"{first} is judged on {one.tasks_alone}, {second} on {other.tasks_alone}; only runs on the same test "
+                "tasks can be compared"
+            )
+        results = []
+        for run, protocol in zip(runs, (one, other), strict=True):
+            steps = protocol.steps
+            results.append(protocol.judge(run.learners(protocol.normalisation, 1), run.recipe.metric, at=[steps]))
+        values = [result.values[-1] for result in results if result.values is not None]
+        found.append({"name": one.name, "metric": results[0].metric, "episodes": one.episodes,
+                      "protocol": results[0].protocol, "results": [result.last for result in results],
+                      "difference": Difference.of(*values)})  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A run whose weights are to be judged."""
+
+    run: Run
+    name: str
+    recipe: Recipe
+    weights: str
+
+    @classmethod
+    def of(cls, path: Path, weights: str, episodes: int | None) -> _Judged:
+        name, recipe = recipe_of(run := Run(path))
+        if episodes is not None:
+            recipe = dataclasses.replace(recipe, test_episodes=episodes)
+        if weights == "best" and not (path / "best.safetensors").exists() and (path / "model.safetensors").exists():
+            raise InputError(f"{path} has not been validated yet; train on, or use --weights model")
+        return cls(run, name, recipe, weights)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        iterations = self.run.step_of(f"{self.weights}.safetensors")
+        return {"recipe": self.name, "seed": self.recipe.seed, "iterations": iterations, "weights": self.weights}
+
+    def learners(self, policy: Policy | None, count: int) -> list[Learner]:
+        """The learner with the chosen weights, or one for each of the best checkpoints."""
+        names: Iterable[str] = [f"{self.weights}.safetensors"]
+        if count > 1:
+            names = _checkpoints(self.run, count)
+        found = []
+        for name in names:
+            learner = self.recipe.learner()
+            self.run.restore(name, learner)
+            _prepare(policy, self.recipe.episodes("train"), self.recipe.test_steps, learner)
+            found.append(learner)
+        return found
+
+
+def _checkpoints(run: Run, count: int) -> Sequence[str]:
+    """The files of the `count` best validated weights; all there are where those are fewer."""
+    state = run.load_state()
+    if not state or not state["best"]:
+        raise InputError(f"{run.path} has not been validated yet, so that it has no best checkpoints; train on")
+    return [checkpoint_name(each["step"]) for each in state["best"][:count]]
+
+
+def _under(normalisation: Policy, protocol: Protocol) -> Protocol:
+    """The protocol with another normalisation, where it knows any."""
+    if protocol.normalisation is not None:
+        return dataclasses.replace(protocol, normalisation=normalisation)
+    if normalisation != "batch":
+        raise InputError(
+            f"the net of this recipe has no batch normalisation; leave out --normalisation {normalisation}"
+        )
+    return protocol
+
+
+def _prepare(policy: Policy | None, episodes: Episodes, steps: int, learner: Learner) -> None:
+    """Have a learner judged under a policy, by the statistics of training tasks where it needs any."""
+    learner.normalisation = policy
+    if policy in ("running", "per_step"):
+        narrate(f"measuring {MEANINGS[policy]}")
+        calibrate(learner, episodes, steps=steps)
+
+
+def contenders_of(recipe: Recipe, run: Run, policy: Policy | None = None) -> list[Contender]:
+    """The recipe's baselines under a policy: out of the run's folder, or trained and kept there."""
+    validation, training = recipe.episodes("validation"), recipe.episodes("train")
+    return [
+        contend(
+            baseline,
+            run,
+            recipe.loss,
+            validation,
+            recipe.metric,
+            episodes=recipe.validation_episodes,
+            adapt=recipe.adapt,
+            prepare=partial(_prepare, policy, baseline.view(training), baseline.steps),
+        )
+        for baseline in recipe.baselines()
+    ]

@@ -1,0 +1,100 @@
+"""The options of each command beside `train`, whose options are the recipe's fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Judge a run on the test tasks of its recipe, beside the baselines, and write evaluation.json."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    weights: Literal["best", "model"] = "best"
+    """The weights that were best in validation, or the last ones."""
+    baselines: bool = True
+    """Also train (once) and judge the baselines."""
+    episodes: int | None = None
+    """Test tasks; None takes as many as the recipe says."""
+    first_only: bool = False
+    """Of the recipe's test protocols only the first: the paper's own."""
+    all_protocols: bool = False
+    """Instead, one table of every protocol that people use: the authors' own, 15 queries per class, 600, 2,000 and
+    10,000 episodes (or the most that --episodes says), by statistics of the batch and of the support set, an ensemble
+    of the best checkpoints; without baselines. It goes to protocols.json."""
+    normalisation: Literal["batch", "support", "running", "per_step"] = "batch"
+    """By which statistics batch norm goes: those of the batch at hand, transductive as in the paper; of the support
+    set; or of training tasks, overall or for each inner step."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Judge two runs on the same test tasks: their difference, its interval, and the chance of such a one by luck."""
+
+    first: tyro.conf.Positional[Path]
+    """Folder of a run."""
+    second: tyro.conf.Positional[Path]
+    """Folder of another, on the same data."""
+    weights: Literal["best", "model"] = "best"
+    """The weights that were best in validation, or the last ones."""
+    episodes: int | None = None
+    """Test tasks; None takes as many as the recipe says."""
+
+
+@dataclass(frozen=True)
+class AdaptOptions:
+    """Adapt a run to your own classes, a folder of examples each, and keep the classifier in a folder."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    support: Path
+    """Folder with a folder of examples for each class; any number of classes and of examples."""
+    out: Path = Path("adapted")
+    """Folder for the classifier."""
+    steps: int | None = None
+    """Inner steps; None takes as many as the recipe takes at test."""
+    head: Literal["auto", "trained", "prototypes", "zero"] = "auto"
+    """Where the last layer starts: trained needs as many classes as in training; auto takes it, else prototypes."""
+    normalisation: Literal["support", "batch", "running", "per_step"] = "support"
+    """By which statistics batch norm goes; with batch, the paper's way, answers depend on what else is asked."""
+    weights: Literal["best", "model"] = "best"
+    """The weights that were best in validation, or the last ones."""
+    skip_unreadable: bool = False
+    """Leave damaged pictures out; else they are an error."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Classify picture files by an adapted classifier."""
+
+    adapted: tyro.conf.Positional[Path]
+    """Folder that `fewstep adapt` made."""
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Pictures, and folders of them."""
+    format: Literal["table", "json", "csv"] = "table"
+    """How to print classes and probabilities."""
+    skip_unreadable: bool = False
+    """Leave damaged pictures out; else they are an error."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write an adapted classifier for other programs."""
+
+    adapted: tyro.conf.Positional[Path]
+    """Folder that `fewstep adapt` made."""
+    out: Path = Path("classifier.onnx")
+    """The file; its name ends in .onnx, or in .pt2 for torch.export."""
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Draw the plots of a run and write report.md."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""

@@ -1,0 +1,62 @@
+"""A protocol: everything that decides what a number means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fewstep.data.episodes import Episodes
+from fewstep.ensemble import Ensemble
+from fewstep.evaluate import Evaluation, Metric, evaluate
+from fewstep.learner import Learner
+from fewstep.normalisation import MEANINGS, Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How learners are judged.
+
+    name : in a few words
+    tasks : which are judged; of `ClassEpisodes` these are ways, shots, queries per class and seed
+    about : the tasks and the inner loop in plain values, for tables and files
+    episodes : how many of the tasks;  steps : inner steps
+    normalisation : by which statistics batch norm goes; None where there is none
+    checkpoints : of the best validated ones of a run, how many answer together
+    permutations : in how many orders of the labels each of them adapts, see `fewstep.ensemble.Ensemble`
+    """
+
+    name: str
+    tasks: Episodes
+    about: Mapping[str, Any]
+    episodes: int = 600
+    steps: int = 10
+    normalisation: Policy | None = None
+    checkpoints: int = 1
+    permutations: int = 1
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """What a number has to be told with."""
+        own = {} if self.normalisation is None else {"normalisation": MEANINGS[self.normalisation]}
+        if self.checkpoints > 1:
+            own["checkpoints"] = f"mean logits of the {self.checkpoints} best checkpoints"
+        if self.permutations > 1:
+            own["permutations"] = f"mean logits over {self.permutations} turns of the labels"
+        return {**self.about, **own}
+
+    @property
+    def tasks_alone(self) -> dict[str, Any]:
+        """What decides which tasks are drawn, and what is asked of them."""
+        return {key: value for key, value in self.about.items() if key not in ("inner_lr", "trained_on_shots", "loss")}
+
+    def judge(self, learners: Sequence[Learner], metric: str | Metric, at: Collection[int] | None = None,
+              view: Callable[[Episodes], Episodes] = lambda tasks: tasks) -> Evaluation:  # fmt: skip
+        """Judge the learners together.
+
+        at : after which inner steps; by default each;  view : turns the tasks into what the learners are given
+        """
+        plain = len(learners) == self.permutations == 1
+        judged = learners[0] if plain else Ensemble(learners, self.permutations)
+        return evaluate(judged, view(self.tasks), metric=metric, steps=self.steps, count=self.episodes, at=at,
+                        protocol=self.plain)  # fmt: skip
