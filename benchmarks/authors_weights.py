@@ -20,6 +20,7 @@ from fewstep.evaluate import evaluate
 from fewstep.losses import summed_over_ways
 
 STEPS = (0, 1, 5, 10)
+ENGINE = Engine(method="loop", convolution="channels_last")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def main(options: Options) -> None:
     """Print one row for each number of queries."""
     print(origin("benchmarks.authors_weights"))
     model = fewstep.models.load_authors_conv4(options.weights)
-    learner = fewstep.maml(model, summed_over_ways, lr=0.01, steps=5, adapt="~*.offset", engine=Engine(chunk=1))
+    learner = fewstep.maml(model, summed_over_ways, lr=0.01, steps=5, adapt="~*.offset", engine=ENGINE)
     images = load_mini_imagenet("test")
     print(f"| queries per class | {' | '.join(f'{step} steps' for step in STEPS)} |\n|---:|{'---:|' * len(STEPS)}")
     for queries in options.queries:

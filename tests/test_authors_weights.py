@@ -14,10 +14,12 @@ from torch.nn import functional
 import fewstep
 from fewstep import models
 from fewstep.data import ClassEpisodes, load_mini_imagenet
+from fewstep.engine import Engine
 from fewstep.errors import InputError
 from fewstep.evaluate import evaluate
 from fewstep.losses import summed_over_ways
 
+ENGINE = Engine(method="loop", convolution="channels_last")
 GOLDEN = "reference/finn_maml_miniimagenet_5way1shot.npz"
 
 
@@ -35,7 +37,7 @@ def episodes(data: Path, queries: int, tasks: int = 10) -> ClassEpisodes:
 
 def learner(data: Path, dtype: torch.dtype = torch.float32) -> fewstep.Learner:
     model = models.load_authors_conv4(data / GOLDEN).to(dtype)
-    return fewstep.maml(model, summed_over_ways, lr=0.01, steps=5, adapt="~*.offset", engine="loop")
+    return fewstep.maml(model, summed_over_ways, lr=0.01, steps=5, adapt="~*.offset", engine=ENGINE)
 
 
 def naive_logits(path: Path, support: tuple[Tensor, Tensor], query: Tensor, steps: int) -> list[Tensor]:
@@ -77,14 +79,14 @@ def test_logits_of_one_episode_equal_the_naive_loop(data: Path) -> None:
         assert (adapted(query[0]) - naive[step]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(("queries", "count", "published"), [(1, 120, 0.485), (15, 40, 0.462)])
+@pytest.mark.parametrize(("queries", "count", "published"), [(1, 100, 0.485), (15, 20, 0.462)])
 def test_accuracy_under_the_authors_protocol(data: Path, queries: int, count: int, published: float) -> None:
     """`python -m benchmarks.authors_weights` takes all episodes; these few have wide intervals."""
     result = evaluate(learner(data), episodes(data, queries), metric="accuracy", steps=10, count=count, at=[0, 10])
     before, after = result.by_step
     assert abs(before.mean - 0.2) < 0.04
     assert abs(after.mean - published) < 1.5 * after.ci95
-    assert after.ci95 < 0.05
+    assert after.ci95 < 0.045
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -77,11 +77,11 @@ class Classifier:
             _set_rows(model, len(classes))
         with run.reading(WEIGHTS), torch.no_grad():
             statistics = Statistics()
-            moments = [value for name, value in weights.items() if name.startswith("statistics.")]
-            statistics.set([*zip(moments[: len(moments) // 2], moments[len(moments) // 2 :], strict=True)])
-            model = Settled(model, "running" if moments else "batch", statistics)
-            for name, value in _tensors(model).items():
-                value.copy_(weights[name])
+            calls = sum(name.startswith("statistics.mean_") for name in weights)
+            moments = [[weights.pop(f"statistics.{kind}_{call}") for kind in ("mean", "var")] for call in range(calls)]
+            statistics.set([(mean, variance) for mean, variance in moments])
+            model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+            model = Settled(model, "running" if calls else "batch", statistics)
         return cls(model.cpu(), classes, form, content)
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +54,22 @@ def export(classifier: Classifier, path: Path) -> Path:
         return path
     if importlib.util.find_spec("onnxscript") is None:
         raise InputError('ONNX needs more packages: pip install "fewstep[onnx]"')
-    written: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"],
-                                     output_names=["probabilities"])  # fmt: skip
+    with _quiet():
+        written: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"],
+                                         output_names=["probabilities"])  # fmt: skip
     written.save(path)
     return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside, PyTorch's exporter does not tell of packages that are not needed, nor of its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,202 @@
+"""Own pictures from the command line: train, adapt to other classes, predict, compare, export."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from fewstep.classifier import Classifier, adapt_run
+from fewstep.cli import main
+from fewstep.commands import recipe_of
+from fewstep.data.decode import Form, decoded_now
+from fewstep.data.files import below
+from fewstep.errors import InputError
+from fewstep.export import export
+from fewstep.judge import Difference
+from fewstep.predict import predict
+from fewstep.run import Run
+
+QUICK = "--iterations 6 --check-every 2 --keep 2 --no-plan --ways 3 --queries 2 --test-queries 2 --size 16 --grey"
+LESS = "--filters 8 --validation-episodes 20 --test-episodes 20 --test-steps 2 --inner-steps 1 --inner-lr 0.1"
+
+
+def draw(path: Path, kind: int, number: int) -> None:
+    """A picture of a class: a few bars whose places tell the class."""
+    picture = Image.new("L", (24, 24), 255)
+    pen = ImageDraw.Draw(picture)
+    random = np.random.default_rng(kind)
+    for _ in range(3):
+        x, y = random.integers(2, 18, 2) + np.random.default_rng(number).integers(-1, 2, 2)
+        pen.rectangle((x, y, x + 8 * int(random.integers(2)) + 2, y + 8), fill=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 20 classes, a trained run, and folders of examples of new classes."""
+    top = tmp_path_factory.mktemp("own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSTEP_CACHE", str(top / "cache"))
+        for kind in range(20):
+            for number in range(5):
+                draw(top / "pictures" / f"kind {kind}" / f"{number}.png", kind, number)
+        for ways in (3, 4):
+            for kind in range(ways):
+                for number in range(1 + kind):
+                    draw(top / f"support{ways}" / f"new {kind}" / f"{number}.png", 100 + kind, number)
+        for kind in range(4):
+            for number in range(10, 13):
+                draw(top / "queries" / f"{kind}-{number}.png", 100 + kind, number)
+        main(["train", "image-folder", "--data", str(top / "pictures"), *QUICK.split(), *LESS.split(),
+              "--out", str(top / "run")])  # fmt: skip
+    return top
+
+
+def test_the_four_commands(world: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    run, adapted = world / "run", world / "adapted"
+    main(["evaluate", str(run), "--no-baselines"])
+    assert json.loads((run / "evaluation.json").read_text())["protocol"]["ways"] == 3
+    main(["adapt", str(run), "--support", str(world / "support4"), "--out", str(adapted)])
+    assert "4 classes, 2 steps, head: prototypes" in capsys.readouterr().out
+    main(["predict", str(adapted), str(world / "queries"), "--format", "json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == 12
+    assert all(abs(sum(row["probabilities"].values()) - 1) < 1e-4 for row in rows)
+    right = [row["class"] == f"new {Path(row['file']).name[0]}" for row in rows]
+    assert sum(right) >= 9  # bars in other places are easy to tell apart
+    main(["predict", str(adapted), str(world / "queries" / "0-10.png"), "--format", "csv"])
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert float(row["probability"]) == max(float(row[f"new {kind}"]) for kind in range(4))
+    monkeypatch.chdir(world / "queries")
+    main(["predict", str(adapted), "0-10.png"])
+    assert "0-10.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("head", ["trained", "prototypes", "zero"])
+@pytest.mark.parametrize("normalisation", ["support", "batch"])
+def test_what_is_saved_answers_as_before(world: Path, tmp_path: Path, head: str, normalisation: str) -> None:
+    made = adapt_run(world / "run", world / "support3", head=head, normalisation=normalisation)  # type: ignore[arg-type]
+    assert made.about["head"] == head
+    made.save(tmp_path)
+    again = Classifier.load(tmp_path)
+    images, _ = decoded_now(below(world / "queries"), made.form)
+    assert torch.equal(made.logits(images), again.logits(images))
+    one_by_one = torch.cat([again.logits(image[None]) for image in images])
+    alike = torch.allclose(one_by_one, again.logits(images), atol=1e-5)
+    assert alike == (normalisation == "support")  # by the batch, answers depend on what else is asked
+
+
+def test_adapting_equals_the_learner_in_code(world: Path) -> None:
+    made = adapt_run(world / "run", world / "support3", steps=3)
+    _, recipe = recipe_of(run := Run(world / "run"))
+    learner = recipe.learner()
+    run.restore("best.safetensors", learner)
+    learner.normalisation = "support"
+    images, _ = decoded_now(below(world / "support3"), Form(16, 1, crop=True))
+    support = images.float() / 255, torch.tensor([0, 1, 1, 2, 2, 2])
+    queries, _ = decoded_now(below(world / "queries"), Form(16, 1, crop=True))
+    assert torch.equal(learner.adapt(support, 3)(queries.float() / 255), made.logits(queries))
+    assert made.about["support"] == {"new 0": 1, "new 1": 2, "new 2": 3}
+
+
+def test_exports_answer_as_the_classifier(world: Path, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    made = adapt_run(world / "run", world / "support4")
+    images, _ = decoded_now(below(world / "queries"), made.form)
+    x = images.float() / 255
+    expected = made.logits(images).softmax(1)
+    program = torch.export.load(export(made, tmp_path / "deep" / "net.pt2")).module()
+    session = onnxruntime.InferenceSession(export(made, tmp_path / "net.onnx"))
+    for some in (x, x[:1], x[:5]):
+        assert torch.allclose(program(some), expected[: len(some)], atol=1e-5)
+        (answers,) = session.run(None, {"images": some.numpy()})
+        assert np.allclose(answers, expected[: len(some)].numpy(), atol=1e-5)
+    with pytest.raises(InputError, match=r"must end in .pt2"):
+        export(made, tmp_path / "net.h5")
+    transductive = adapt_run(world / "run", world / "support4", normalisation="batch")
+    with pytest.raises(InputError, match="adapt anew with --normalisation support"):
+        export(transductive, tmp_path / "net.onnx")
+
+
+def test_all_protocols_in_one_table(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["evaluate", str(world / "run"), "--all-protocols", "--episodes", "30"])
+    out = capsys.readouterr().out
+    content = json.loads((world / "run" / "protocols.json").read_text())
+    assert len(content["protocols"]) == 6
+    assert [entry["episodes"] for entry in content["protocols"]] == [30] * 6
+    assert {entry["protocol"]["queries_per_class"] for entry in content["protocols"]} == {2, 4}
+    assert "checkpoints" in out
+    kinds = [str(entry["protocol"]) for entry in content["protocols"]]
+    assert len(set(kinds)) == 6
+
+
+def test_two_runs_on_the_same_tasks(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = ["--data", str(world / "pictures"), *QUICK.split(), *LESS.split()]
+    main(["train", "image-folder", *other, "--seed", "1", "--out", str(tmp_path / "other")])
+    capsys.readouterr()
+    main(["compare", str(world / "run"), str(tmp_path / "other")])
+    out = capsys.readouterr().out
+    assert "difference" in out
+    main(["compare", str(world / "run"), str(world / "run")])
+    assert "0.00 ± 0.00" in capsys.readouterr().out
+    main(["train", "image-folder", *other, "--ways", "2", "--out", str(tmp_path / "two")])
+    with pytest.raises(SystemExit):
+        main(["compare", str(world / "run"), str(tmp_path / "two")])
+    assert "only runs on the same test tasks can be compared" in capsys.readouterr().err
+
+
+def test_a_difference_is_that_of_pairs() -> None:
+    shared = torch.randn(400, generator=torch.Generator().manual_seed(0)).double()
+    found = Difference.of(shared + 0.1, shared)
+    assert found.mean == pytest.approx(0.1)
+    assert found.ci95 < 1e-9
+    assert found.p < 1e-9
+    apart = Difference.of(shared, torch.zeros(400, dtype=torch.float64))
+    z = abs(float(shared.mean() / shared.std() * 20))
+    assert apart.p == pytest.approx(2 - 2 * NormalDist().cdf(z))
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_mistakes_are_told(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, support = str(world / "run"), str(world / "support4")
+    assert "--data DIR" in fails(capsys, "train", "image-folder", "--out", str(tmp_path / "x"))
+    assert "validation: 5 ways asked of 3 classes" in fails(
+        capsys, "train", "image-folder", "--data", str(world / "pictures"), "--shots", "1", "--queries", "1",
+        "--test-queries", "1", "--out", str(tmp_path / "x")
+    )  # fmt: skip
+    assert "trained for 3 classes, but 4 came" in fails(capsys, "adapt", run, "--support", support, "--head", "trained")
+    assert "cannot be listed" in fails(capsys, "adapt", run, "--support", str(tmp_path / "none"))
+    draw(tmp_path / "one" / "only" / "0.png", 1, 1)
+    assert "2 or more classes, not 1" in fails(capsys, "adapt", run, "--support", str(tmp_path / "one"))
+    assert "holds a run of training" in fails(capsys, "adapt", run, "--support", support, "--out", run)
+    assert "adapted.json is not there" in fails(capsys, "predict", str(tmp_path), support)
+    main(["adapt", run, "--support", support, "--out", str(tmp_path / "adapted")])
+    adapted = str(tmp_path / "adapted")
+    assert "none.png cannot be read" in fails(capsys, "predict", adapted, str(tmp_path / "none.png"))
+    (tmp_path / "empty").mkdir()
+    assert "no pictures in" in fails(capsys, "predict", adapted, str(tmp_path / "empty"))
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    assert "bad.png cannot be read as a picture" in fails(capsys, "predict", adapted, str(tmp_path / "bad.png"))
+    found = predict(Classifier.load(Path(adapted)), [tmp_path / "bad.png", world / "queries"], "csv", skip=True)
+    assert len(found.splitlines()) == 13
+    assert "no run of picture classification" in fails(capsys, "adapt", _sinusoid(tmp_path), "--support", support)
+
+
+def _sinusoid(tmp_path: Path) -> str:
+    main(["train", "sinusoid", "--iterations", "2", "--no-plan", "--validation-episodes", "2", "--out",
+          str(tmp_path / "sinusoid")])  # fmt: skip
+    return str(tmp_path / "sinusoid")
