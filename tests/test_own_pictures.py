@@ -130,12 +130,34 @@ def test_all_protocols_in_one_table(world: Path, capsys: pytest.CaptureFixture[s
     main(["evaluate", str(world / "run"), "--all-protocols", "--episodes", "30"])
     out = capsys.readouterr().out
     content = json.loads((world / "run" / "protocols.json").read_text())
-    assert len(content["protocols"]) == 6
-    assert [entry["episodes"] for entry in content["protocols"]] == [30] * 6
+    assert len(content["protocols"]) == 7
+    assert [entry["episodes"] for entry in content["protocols"]] == [30] * 7
     assert {entry["protocol"]["queries_per_class"] for entry in content["protocols"]} == {2, 4}
     assert "checkpoints" in out
     kinds = [str(entry["protocol"]) for entry in content["protocols"]]
-    assert len(set(kinds)) == 6
+    assert len(set(kinds)) == 7
+
+
+def test_a_residual_net_warmed_up_on_augmented_pictures(world: Path, tmp_path: Path) -> None:
+    more = "--network resnet12 --warm-up 3 --augment --iterations 1 --inner-lr 0.01"
+    arguments = [
+        "train",
+        "image-folder",
+        "--data",
+        str(world / "pictures"),
+        *QUICK.split(),
+        *LESS.split(),
+        *more.split(),
+    ]
+    main([*arguments, "--out", str(tmp_path)])
+    warm = Run(tmp_path).load_weights("baselines/warm-up.safetensors")
+    now = Run(tmp_path).load_weights("model.safetensors")
+    assert int(warm["blocks.0.norms.0.num_batches_tracked"]) == 3
+    moved = [(now[f"model.{name}"] - value).abs().max() for name, value in warm.items() if name.endswith("weight")]
+    assert 0 < max(moved) < 0.01  # one step of Adam away from where the warm-up ended
+    main(["evaluate", str(tmp_path), "--all-protocols", "--episodes", "4"])
+    kinds = [entry["protocol"] for entry in json.loads((tmp_path / "protocols.json").read_text())["protocols"]]
+    assert kinds[-1]["augmentation"] == "the support set and 4 changed copies of it"
 
 
 def test_two_runs_on_the_same_tasks(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

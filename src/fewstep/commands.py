@@ -43,6 +43,8 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     run.write_json("config.json", config)
     done = state["step"] if state else 0
     narrate(f"{name}: iteration {done} of {recipe.iterations}, in {out}")
+    if state is None:
+        recipe.prepare(learner.model, run)
     if recipe.plan and done < recipe.iterations:
         learner.engine = from_first(lambda: _planned_engine(recipe, run, learner, episodes))
     with progress(recipe.iterations, done=done) as report:

@@ -47,18 +47,19 @@ def export(classifier: Classifier, path: Path) -> Path:
     model = _Ready(classifier.model).eval()
     batch = {0: torch.export.Dim("batch")}
     path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"part-{path.name}")
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=(batch,))
     if path.suffix == ".pt2":
-        torch.export.save(program, path)
-        return path
+        torch.export.save(program, part)
+        return part.replace(path)
     if importlib.util.find_spec("onnxscript") is None:
         raise InputError('ONNX needs more packages: pip install "fewstep[onnx]"')
     with _quiet():
         written: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"],
                                          output_names=["probabilities"])  # fmt: skip
-    written.save(path)
-    return path
+    written.save(part)
+    return part.replace(path)
 
 
 @contextmanager

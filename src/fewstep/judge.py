@@ -208,6 +208,7 @@ def contenders_of(recipe: Recipe, run: Run, policy: Policy | None = None) -> lis
             recipe.metric,
             episodes=recipe.validation_episodes,
             adapt=recipe.adapt,
+            **recipe.learner_options,
             prepare=partial(_prepare, policy, baseline.view(training), baseline.steps),
         )
         for baseline in recipe.baselines()

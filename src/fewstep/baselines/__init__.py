@@ -1,6 +1,6 @@
 """What meta-learning has to beat: nets trained without it and fine-tuned, and learners that compare features."""
 
-from fewstep.baselines.contender import Baseline, Contender, contend
+from fewstep.baselines.contender import Baseline, Contender, contend, trained_net
 from fewstep.baselines.features import features_of
 from fewstep.baselines.finetune import fine_tune_all, fine_tune_head, linear_probe
 from fewstep.baselines.matching import MatchingNet
@@ -25,4 +25,5 @@ __all__ = [
     "linear_probe",
     "pretrain_on_classes",
     "pretrain_on_tasks",
+    "trained_net",
 ]

@@ -52,6 +52,19 @@ class Contender:
         return {"inner_lr": self.about.get("fine_tuning_lr")}
 
 
+def trained_net(baseline: Baseline, run: Run) -> tuple[nn.Module, dict[str, Any]]:
+    """The baseline's net out of the run's folder, or trained and kept there; and what is worth telling of it."""
+    model, settings = baseline.build(), dict(baseline.settings)
+    known = run.read_json(f"{baseline.file}.json") if (run.path / f"{baseline.file}.json").exists() else None
+    if known is not None and known["settings"] == settings:
+        run.restore(f"{baseline.file}.safetensors", model)
+        return model, dict(known["told"])
+    told = dict(baseline.train(model))
+    run.save_weights(f"{baseline.file}.safetensors", model.state_dict())
+    run.write_json(f"{baseline.file}.json", {"settings": settings, "told": told})
+    return model, told
+
+
 def contend(
     baseline: Baseline,
     run: Run,
@@ -67,16 +80,8 @@ def contend(
 
     prepare : what is done to each learner before it is judged;  options : as for `Learner`
     """
-    model = baseline.build()
+    model, told = trained_net(baseline, run)
     settings = dict(baseline.settings)
-    known = run.read_json(f"{baseline.file}.json") if (run.path / f"{baseline.file}.json").exists() else None
-    if known is not None and known["settings"] == settings:
-        model.load_state_dict(run.load_weights(f"{baseline.file}.safetensors"))
-        told = known["told"]
-    else:
-        told = dict(baseline.train(model))
-        run.save_weights(f"{baseline.file}.safetensors", model.state_dict())
-        run.write_json(f"{baseline.file}.json", {"settings": settings, "told": told})
     results = []
     for rate in baseline.rates:
         learner = Learner(model, loss, SGD(rate), steps=baseline.steps, **options)

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fewstep.data.augment import Augment
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 from fewstep.task import Task
@@ -64,7 +65,10 @@ class ClassEpisodes(Episodes):
     With `rotate`, each class of an episode is turned by 0, 90, 180 or 270 degrees, as the MAML authors do with
     Omniglot. Pictures come as float32 in 0..1; labels 0..ways-1 (int64) are given in random order.
 
-    support : x [tasks, ways*shots, channels, height, width], y [tasks, ways*shots];  query : likewise
+    augment : changes each picture at random;  views : each support picture comes so many times, and then `augment`
+        leaves the first of them and all queries as they are
+
+    support : x [tasks, ways*shots*views, channels, height, width], y [tasks, ways*shots*views];  query : likewise
     """
 
     images: Tensor | ImageTable
@@ -72,6 +76,8 @@ class ClassEpisodes(Episodes):
     shots: int
     queries: int
     rotate: bool = False
+    augment: Augment | None = None
+    views: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +89,8 @@ class ClassEpisodes(Episodes):
                 f"{self.shots} shots and {self.queries} queries asked, but {self.table.smallest()} has "
                 f"{self.table.fewest} examples; both must be at least 1 and together no more than that"
             )
+        if self.views < 1 or (self.views > 1 and self.augment is None):
+            raise InputError(f"views must be at least 1, and several need an augment, but {self.views} came")
         if self.rotate and self.table.images.shape[-1] != self.table.images.shape[-2]:
             raise InputError(f"only square pictures can be rotated, not {tuple(self.table.images.shape[-2:])}")
 
@@ -102,10 +110,16 @@ class ClassEpisodes(Episodes):
         if self.rotate:
             x = rotate_quarters(x, turns.to(x.device))
         x = x.float().div_(255)
+        if self.augment is not None and self.views == 1:
+            x = self.augment(x, generator)
+        support, query = x[:, :, : self.shots], x[:, :, self.shots :]
+        if self.augment is not None and self.views > 1:
+            more = support.repeat(1, 1, self.views - 1, 1, 1, 1)
+            support = torch.cat([support, self.augment(more, generator)], 2)
         y = torch.arange(self.ways, device=x.device).expand(self.tasks, self.ways)
         return Task(
-            support=(x[:, :, : self.shots].flatten(1, 2), y.repeat_interleave(self.shots, dim=1)),
-            query=(x[:, :, self.shots :].flatten(1, 2), y.repeat_interleave(self.queries, dim=1)),
+            support=(support.flatten(1, 2), y.repeat_interleave(support.shape[2], dim=1)),
+            query=(query.flatten(1, 2), y.repeat_interleave(self.queries, dim=1)),
         )
 
 

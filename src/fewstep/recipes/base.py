@@ -23,6 +23,7 @@ from fewstep.functional import Loss
 from fewstep.learner import Learner
 from fewstep.problem import Derivative
 from fewstep.protocol import Protocol
+from fewstep.run import Run
 from fewstep.train import Training
 
 Split = Literal["train", "validation", "test"]
@@ -148,6 +149,9 @@ class Recipe(ABC):
     def baselines(self) -> list[Baseline]:
         """What the learner is compared with."""
 
+    def prepare(self, model: nn.Module, run: Run) -> None:  # noqa: B027  most recipes have nothing to do here
+        """What is done to the network before meta-training begins; by default nothing."""
+
     def seeded(self, build: Callable[[], nn.Module]) -> nn.Module:
         """The network that `build` makes with the recipe's seed, on its device."""
         with torch.random.fork_rng(devices=[]):
@@ -175,7 +179,12 @@ class Recipe(ABC):
         derivative = {} if self.derivative == "exact" else {"derivative": self.derivative}
         own = own_options(self.algorithm, self.algorithm_options)
         return build(self.initial_model(), self.loss, lr=self.inner_lr, steps=self.inner_steps, adapt=self.adapt,
-                     engine=self.engine, **derivative, **own)  # fmt: skip
+                     engine=self.engine, **derivative, **{**self.learner_options, **own})  # fmt: skip
+
+    @property
+    def learner_options(self) -> dict[str, Any]:
+        """What a learner of this network needs beside the fields, whatever the method."""
+        return {}
 
     def training(self) -> Training:
         """The settings of the outer loop."""

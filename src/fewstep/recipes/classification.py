@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -128,15 +129,19 @@ class ClassificationRecipe(Recipe):
                         normalisation="batch")  # fmt: skip
 
     def baselines(self) -> list[Baseline]:
-        settings = {"iterations": self.pretrain_iterations, "seed": self.seed}
-        name = "pre-trained on all classes, fine-tuned"
-        return [Baseline(name, self.initial_model, self._pretrain, settings, self.test_steps, RATES)]
+        return [self.pretrained("pre-trained on all classes, fine-tuned", self.pretrain_iterations)]
 
-    def _pretrain(self, model: nn.Module) -> dict[str, Any]:
+    def pretrained(self, name: str, iterations: int) -> Baseline:
+        """The net with the body of a classifier of all training classes, to be fine-tuned."""
+        settings = {"iterations": iterations, "seed": self.seed}
+        train = partial(self._pretrain, iterations=iterations)
+        return Baseline(name, self.initial_model, train, settings, self.test_steps, RATES)
+
+    def _pretrain(self, model: nn.Module, iterations: int) -> dict[str, Any]:
         """Give `model` the body of a classifier of all training classes, and a head of zeros."""
         images = ImageTable.of(self.images("train")).to(self.device)
         classifier = self.seeded(lambda: self._network(len(images)))
-        pretrain_on_classes(classifier, images, iterations=self.pretrain_iterations, seed=self.seed, rotate=self.rotate)
+        pretrain_on_classes(classifier, images, iterations=iterations, seed=self.seed, rotate=self.rotate)
         trained = classifier.state_dict()
         for name, value in model.state_dict().items():
             value.copy_(trained[name] if trained[name].shape == value.shape else torch.zeros_like(value))

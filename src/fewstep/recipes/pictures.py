@@ -2,21 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
+from torch import nn
+
+from fewstep import models
+from fewstep.baselines import trained_net
+from fewstep.data.augment import Augment
+from fewstep.data.episodes import ClassEpisodes
 from fewstep.data.image_folder import load_image_folder
 from fewstep.data.mini_imagenet import load_mini_imagenet
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
+from fewstep.progress import narrate
+from fewstep.protocol import Protocol
 from fewstep.recipes.base import Split
 from fewstep.recipes.classification import ClassificationRecipe
+from fewstep.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiniImageNetRecipe(ClassificationRecipe):
+class PicturesRecipe(ClassificationRecipe):
+    """Colour pictures, of whose nets and augmentations characters have no use."""
+
+    network: Literal["conv", "mlp", "resnet12"] = "conv"  # type: ignore[assignment]
+    """Four convolutions, fully connected layers 256-128-64-64, or a residual net of 12 layers."""
+    filters: int = 32
+    """Of each convolution; of the residual net's first block, and 2.5, 5 and 10 times as many in the others."""
+    augment: bool = False
+    """Shift, mirror and recolour the pictures of training."""
+    warm_up: int = 0
+    """Iterations of training on all training classes together, 128 pictures each, before meta-training."""
+    pool: ClassVar[bool] = True
+
+    @property
+    def adapt(self) -> str:  # type: ignore[override]
+        return "*" if self.network == "resnet12" else "~*.offset"
+
+    def _network(self, ways: int) -> nn.Module:
+        if self.network == "resnet12":
+            widths = [self.filters * times // 2 for times in (2, 5, 10, 20)]
+            return models.resnet12(ways, channels=self.channels, widths=widths)
+        return super()._network(ways)
+
+    @property
+    def learner_options(self) -> dict[str, Any]:
+        return {"normalisation": "batch"} if self.network == "resnet12" else {}
+
+    def episodes(self, split: Split) -> ClassEpisodes:
+        episodes = super().episodes(split)
+        return replace(episodes, augment=Augment()) if self.augment and split == "train" else episodes
+
+    def all_protocols(self, most: int | None = None) -> list[Protocol]:
+        found = super().all_protocols(most)
+        last = found[-1]
+        assert isinstance(last.tasks, ClassEpisodes)
+        views = replace(last.tasks, augment=Augment(), views=5)
+        about = {**last.about, "augmentation": "the support set and 4 changed copies of it"}
+        return [*found, replace(last, permutations=1, tasks=views, about=about)]
+
+    def prepare(self, model: nn.Module, run: Run) -> None:
+        if self.warm_up:
+            narrate(f"training on all classes for {self.warm_up} iterations first")
+            trained, _ = trained_net(self.pretrained("warm-up", self.warm_up), run)
+            model.load_state_dict(trained.state_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniImageNetRecipe(PicturesRecipe):
     """Mini-ImageNet, 100 classes of 600 colour pictures, read from the user's own copy; FEWSTEP_DATA names its folder.
 
     The authors cut each element of their meta-gradient at 10, on a loss that is queries / shots times ours.
@@ -26,21 +82,19 @@ class MiniImageNetRecipe(ClassificationRecipe):
     inner_lr: float = 0.01
     inner_steps: int = 5
     queries: int | None = 15
-    filters: int = 32
     clip: float | None = 10 / 15
     root: Path | None = None
     """Folder with the user's copy."""
 
     channels: ClassVar[int] = 3
     side: ClassVar[int] = 84
-    pool: ClassVar[bool] = True
 
     def images(self, split: Split) -> ImageTable:
         return _mini_imagenet(split, self.root)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFolderRecipe(ClassificationRecipe):
+class ImageFolderRecipe(PicturesRecipe):
     """Your own pictures: a folder with a folder of pictures for each class."""
 
     data: Path | None = None
@@ -61,8 +115,6 @@ class ImageFolderRecipe(ClassificationRecipe):
     inner_steps: int = 5
     queries: int | None = 5
     test_queries: int | None = 5
-    filters: int = 32
-    pool: ClassVar[bool] = True
 
     @property
     def channels(self) -> int:  # type: ignore[override]
