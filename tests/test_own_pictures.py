@@ -65,7 +65,7 @@ def test_the_four_commands(world: Path, capsys: pytest.CaptureFixture[str], monk
     main(["evaluate", str(run), "--no-baselines"])
     assert json.loads((run / "evaluation.json").read_text())["protocol"]["ways"] == 3
     main(["adapt", str(run), "--support", str(world / "support4"), "--out", str(adapted)])
-    assert "4 classes, 2 steps, head: prototypes" in capsys.readouterr().out
+    assert "4 classes, 0 steps, head: prototypes" in capsys.readouterr().out
     main(["predict", str(adapted), str(world / "queries"), "--format", "json"])
     rows = json.loads(capsys.readouterr().out)
     assert len(rows) == 12

@@ -89,7 +89,8 @@ def adapt_run(path: Path, support: Path, *, steps: int | None = None, head: Head
               normalisation: Policy = "support", weights: str = "best", skip: bool = False) -> Classifier:  # fmt: skip
     """Adapt a run of classification to the classes in a folder, each a folder of examples.
 
-    steps : inner steps; as many as the recipe takes at test unless given
+    steps : inner steps; as many as the recipe takes at test unless given, but none from prototypes that the net was
+        not trained with: on validation classes its rate, made for the trained head, then made answers worse
     head : where the head starts: "trained" needs as many classes as in training, "prototypes" and "zero" take any;
         "auto" takes the trained one, or prototypes for another number of classes
     normalisation : by the default no answer depends on what else is asked; "batch" is the paper's, by all files asked
@@ -111,7 +112,8 @@ def adapt_run(path: Path, support: Path, *, steps: int | None = None, head: Head
     if empty := [name for number, name in enumerate(folders) if number not in y]:
         raise InputError(f"the class {support / empty[0]} has no readable picture; add some or delete it")
     head = _start(learner, head, recipe.ways, len(folders))
-    steps = recipe.test_steps if steps is None else steps
+    if steps is None:
+        steps = 0 if head == "prototypes" else recipe.test_steps
     device = next(learner.parameters()).device
     model = learner.adapt((images.to(device).float() / 255, y.to(device)), steps)
     about = {

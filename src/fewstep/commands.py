@@ -36,6 +36,8 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     if run.exists:
         recipe_of(run)
         _check_same(run.read_json("config.json"), config, out)
+    elif (out / "trainer.pt").exists():
+        raise InputError(f"{out} holds a checkpoint whose config.json is gone; delete it, or give another --out")
     check_processes(processes_here(), recipe.meta_batch, recipe.device)
     learner, episodes, state = recipe.learner(), recipe.episodes("train"), run.load_state()
     recipe.episodes("validation"), recipe.protocols()  # what cannot be judged is not worth training

@@ -57,7 +57,7 @@ class AdaptOptions:
     out: Path = Path("adapted")
     """Folder for the classifier."""
     steps: int | None = None
-    """Inner steps; None takes as many as the recipe takes at test."""
+    """Inner steps; None takes as many as the recipe takes at test, and none from prototypes."""
     head: Literal["auto", "trained", "prototypes", "zero"] = "auto"
     """Where the last layer starts: trained needs as many classes as in training; auto takes it, else prototypes."""
     normalisation: Literal["support", "batch", "running", "per_step"] = "support"

@@ -41,6 +41,8 @@ class ClassificationRecipe(Recipe):
     """Four convolutions, or fully connected layers 256-128-64-64."""
     filters: int = 64
     """Of each convolution."""
+    pool: bool = False
+    """Convolutions pool 2x2 and hand all features to the head; else they have stride 2 and hand on the mean."""
     inner_lr: float = 0.4
     pretrain_iterations: int = 10_000
     """Iterations of the baseline that is trained on all classes, 128 pictures each."""
@@ -50,7 +52,6 @@ class ClassificationRecipe(Recipe):
     rotate: ClassVar[bool] = False
     channels: ClassVar[int] = 1
     side: ClassVar[int] = 28
-    pool: ClassVar[bool] = False
     invert: ClassVar[bool] = False
 
     @abstractmethod

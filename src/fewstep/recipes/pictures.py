@@ -36,7 +36,7 @@ class PicturesRecipe(ClassificationRecipe):
     """Shift, mirror and recolour the pictures of training."""
     warm_up: int = 0
     """Iterations of training on all training classes together, 128 pictures each, before meta-training."""
-    pool: ClassVar[bool] = True
+    pool: bool = True
 
     @property
     def adapt(self) -> str:  # type: ignore[override]

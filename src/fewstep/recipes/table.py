@@ -7,6 +7,27 @@ from fewstep.recipes.characters import GlyphsRecipe, OmniglotRecipe
 from fewstep.recipes.pictures import ImageFolderRecipe, MiniImageNetRecipe
 from fewstep.recipes.sinusoid import SinusoidRecipe
 
+
+# As MAML++'s own configurations; their inner rates are of the mean cross-entropy, ours of N times it.
+def _omniglot_pp(ways: int, shots: int) -> OmniglotRecipe:
+    return OmniglotRecipe(ways=ways, shots=shots, queries=1, algorithm="maml_pp", algorithm_options="anneal=5000",
+                          schedule="cosine", iterations=50_000, meta_batch=8, inner_lr=0.1 / ways, inner_steps=5,
+                          test_steps=5, pool=True)  # fmt: skip
+
+
+def _mini_imagenet_pp(shots: int) -> MiniImageNetRecipe:
+    return MiniImageNetRecipe(shots=shots, test_queries=15, filters=48, algorithm="maml_pp",
+                              algorithm_options="anneal=7500", schedule="cosine", iterations=50_000, meta_batch=2,
+                              inner_lr=0.01 / 5, test_steps=5, clip=None)  # fmt: skip
+
+
+def _mini_imagenet_unicorn(shots: int) -> MiniImageNetRecipe:
+    """A residual net trained on all classes, then UNICORN-MAML with many inner steps (Ye and Chao 2022)."""
+    return MiniImageNetRecipe(shots=shots, test_queries=15, network="resnet12", filters=64, warm_up=30_000,
+                              augment=True, algorithm="unicorn_maml", iterations=10_000, meta_lr=1e-4, meta_batch=1,
+                              inner_lr=0.05 / 5, inner_steps=15, test_steps=20, clip=None)  # fmt: skip
+
+
 RECIPES: dict[str, Recipe] = {
     "sinusoid": SinusoidRecipe(),
     "glyphs-5way-1shot": GlyphsRecipe(),
@@ -18,5 +39,10 @@ RECIPES: dict[str, Recipe] = {
     "omniglot-5way-5shot-mlp": OmniglotRecipe(network="mlp", shots=5),
     "miniimagenet-5way-1shot": MiniImageNetRecipe(),
     "miniimagenet-5way-5shot": MiniImageNetRecipe(shots=5, meta_batch=2, clip=10 / 3),
+    "miniimagenet-5way-1shot-first-order": MiniImageNetRecipe(derivative="none"),
+    "miniimagenet-5way-5shot-first-order": MiniImageNetRecipe(shots=5, meta_batch=2, clip=10 / 3, derivative="none"),
+    **{f"omniglot-{ways}way-{shots}shot-maml-pp": _omniglot_pp(ways, shots) for ways in (5, 20) for shots in (1, 5)},
+    **{f"miniimagenet-5way-{shots}shot-maml-pp": _mini_imagenet_pp(shots) for shots in (1, 5)},
+    **{f"miniimagenet-5way-{shots}shot-unicorn": _mini_imagenet_unicorn(shots) for shots in (1, 5)},
     "image-folder": ImageFolderRecipe(),
 }
