@@ -173,7 +173,7 @@ def _row(folder: Path) -> dict[str, Any]:
         f"{evaluation['episodes']} episodes, {evaluation['protocol']['queries_per_class']} query a class, "
         f"{evaluation['protocol']['normalisation']}, seed {evaluation['seed']}"
     )
-    seconds = "resumed" if cost["seconds"] is None else f"{cost['seconds']:.0f}"
+    seconds = "resumed" if cost.get("seconds") is None else f"{cost['seconds']:.0f}"
     text = f"| {folder.name} | **{cells[-1]}** | {cells[1]} | {seconds} | {_pace(folder)} | {cost['peak_mib']:.0f} |"
     return {"mean": last["mean"], "about": about, "text": text}
 

@@ -25,9 +25,8 @@ from fewstep.data import (
     load_mini_imagenet,
     load_tiered_imagenet,
 )
-from fewstep.data import layouts as module
 from fewstep.data.decode import Form, pixels
-from fewstep.data.layouts import Collection
+from fewstep.data.layouts import Collection, by_class_lists, by_folders, by_lists, by_pickles
 from fewstep.errors import InputError
 
 FEW = {"train": 3, "validation": 2, "test": 2}
@@ -59,7 +58,7 @@ def put(path: Path, data: bytes) -> Path:
 
 
 def few(name: str = "few") -> Collection:
-    return Collection(name, FEW, "Get it.")
+    return Collection(name, FEW, "Get it.", (by_lists, by_folders, by_class_lists, by_pickles))
 
 
 def red(table: ImageTable) -> list[int]:
@@ -68,7 +67,7 @@ def red(table: ImageTable) -> list[int]:
     return values
 
 
-def by_lists(top: Path, zipped: bool) -> None:
+def make_by_lists(top: Path, zipped: bool) -> None:
     for stem, classes in NAMES.items():
         rows = [(f"{name}{i}.png", name) for name in classes for i in range(2)]
         (top / f"{stem}.csv").write_text("filename,label\n" + "".join(f"{file},{name}\n" for file, name in rows))
@@ -81,14 +80,14 @@ def by_lists(top: Path, zipped: bool) -> None:
                 put(top / "images" / file, picture(number))
 
 
-def by_folders(top: Path) -> None:
+def make_by_folders(top: Path) -> None:
     for stem, classes in NAMES.items():
         for number, name in enumerate(classes):
             for i in range(2):
                 put(top / stem / name / f"{i}.png", picture(2 * number + i))
 
 
-def by_class_lists(top: Path) -> None:
+def make_by_class_lists(top: Path) -> None:
     for stem, classes in NAMES.items():
         put(top / "cifar100/splits/bertinetto" / f"{stem}.txt", "\n".join(classes).encode())
         for number, name in enumerate(classes):
@@ -104,7 +103,7 @@ def by_cache_pickles(top: Path) -> None:
     for stem, classes in NAMES.items():
         rows = {name: [2 * number, 2 * number + 1] for number, name in enumerate(classes)}
         content = {"image_data": arrays(stem), "class_dict": rows}
-        put(top / f"mini-imagenet-cache-{stem}.pkl", pickle.dumps(content))
+        put(top / f"mini-imagenet-cache-{stem}.pkl", pickle.dumps(content, protocol=5))
 
 
 def by_category_pickles(top: Path) -> None:
@@ -131,10 +130,10 @@ def by_npz(top: Path) -> None:
 
 
 LAYOUTS: dict[str, Callable[[Path], None]] = {
-    "lists and images": lambda top: by_lists(top, zipped=False),
-    "lists and zips": lambda top: by_lists(top, zipped=True),
-    "folders": by_folders,
-    "lists of classes": by_class_lists,
+    "lists and images": lambda top: make_by_lists(top, zipped=False),
+    "lists and zips": lambda top: make_by_lists(top, zipped=True),
+    "folders": make_by_folders,
+    "lists of classes": make_by_class_lists,
     "cache pickles": by_cache_pickles,
     "category pickles": by_category_pickles,
     "pickled png": by_png_pickles,
@@ -155,11 +154,52 @@ def test_every_layout_gives_the_same_tables(make: Callable[[Path], None], top: P
 
 
 def test_the_first_of_several_layouts_counts_and_a_folder_by_name_comes_first(top: Path) -> None:
-    by_folders(top / "few")
+    make_by_folders(top / "few")
     put(top / "few" / "train" / "a" / "0.png", picture(77))
-    by_lists(top, zipped=False)
+    make_by_lists(top, zipped=False)
     assert red(few().load("train", top, Form(12)))[0] == 77
     assert few().load("train", top, Form(12)).names == ("a", "b", "c")
+
+
+def test_names_in_lists_may_be_paths_and_must_be_of_one_picture(top: Path) -> None:
+    for stem in NAMES:
+        rows = [(f"{name}/{i}.png", name) for name in NAMES[stem] for i in range(2)]
+        (top / f"{stem}.csv").write_text(
+            "\ufefffilename,label\n\n" + "".join(f"{file},{name}\n" for file, name in rows)
+        )
+        for number, (file, _) in enumerate(rows):
+            put(top / "images" / file, picture(number))
+    assert red(few().load("train", top, Form(12))) == [0, 1, 2, 3, 4, 5]
+    (top / "val.csv").write_text("0.png,d\n")
+    with pytest.raises(InputError, match=r"names 0.png, which is there several times; give its path"):
+        few().load("validation", top, Form(12))
+
+
+def test_one_data_set_is_not_taken_for_another(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_by_class_lists(top)
+    monkeypatch.setenv("FEWSTEP_DATA", str(top))
+    with pytest.raises(InputError, match=r"no few .train. in .*/few. Get it"):
+        few().load("train", None, Form(12))
+    by_cache_pickles(top)
+    put(top / "CIFAR_FS_train.pickle", pickle.dumps({}))
+    with pytest.raises(InputError, match=r"both CIFAR_FS_train.pickle and mini-imagenet-cache-train.pkl"):
+        Collection("few", FEW, "Get it.", (by_pickles,)).load("train", top, Form(12))
+
+
+def test_what_could_not_be_read_is_read_again(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_folder(top)
+    real = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "0.png":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(InputError, match=r"0.png cannot be read \(Permission denied\)"):
+        load_image_folder("train", data=top, skip_unreadable=True)
+    monkeypatch.setattr(Path, "read_bytes", real)
+    assert load_image_folder("train", data=top).counts.tolist() == [3] * 6
 
 
 def test_what_is_missing_is_said_with_where_to_get_it(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,15 +209,15 @@ def test_what_is_missing_is_said_with_where_to_get_it(top: Path, monkeypatch: py
             load("train")
         with pytest.raises(InputError, match=f"no .* in {top}"):
             load("test", root=top)
-    by_folders(top)
+    make_by_folders(top)
     with pytest.raises(InputError, match="has 3 classes for train, but mini_imagenet has 64"):
         load_mini_imagenet("train", root=top)
 
 
 def test_lists_that_do_not_fit_the_pictures(top: Path) -> None:
-    by_lists(top, zipped=False)
+    make_by_lists(top, zipped=False)
     (top / "images" / "b1.png").unlink()
-    with pytest.raises(InputError, match=r"train.csv names b1.png, which is not in .*images"):
+    with pytest.raises(InputError, match=r"train.csv names b1.png, which is not there; .*images"):
         few().load("train", top, Form(12))
     (top / "val.csv").write_text("filename,label\nonly\n")
     with pytest.raises(InputError, match=r"val.csv, line 2: expected filename,label, .*only"):
@@ -242,7 +282,7 @@ def test_cropping_keeps_the_middle() -> None:
 
 
 def test_the_cache_follows_the_content_and_serves_processes_at_once(top: Path, own_cache: Path) -> None:
-    by_folders(top)
+    make_by_folders(top)
     with ThreadPoolExecutor(4) as pool:
         tables = [*pool.map(lambda _: few().load("train", top, Form(12)), range(4))]
     assert all(red(table) == [0, 1, 2, 3, 4, 5] for table in tables)
@@ -259,7 +299,7 @@ def test_the_cache_follows_the_content_and_serves_processes_at_once(top: Path, o
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_folders(top)
+    make_by_folders(top)
     monkeypatch.setenv("FEWSTEP_CACHE", str(put(top / "file", b"")))
     with pytest.warns(UserWarning, match="cannot be written"):
         assert red(few().load("train", top, Form(12))) == [0, 1, 2, 3, 4, 5]
@@ -333,7 +373,7 @@ def test_a_folder_with_a_split_file_or_split_folders(top: Path) -> None:
     own_folder(top / "one")
     listed = put(top / "split.csv", b"class,split\nclass 1,train\nclass 2,val\nclass 3,test\n")
     assert load_image_folder("validation", data=top / "one", split_file=listed).names == ("class 2",)
-    by_folders(top / "two")
+    make_by_folders(top / "two")
     assert load_image_folder("test", data=top / "two").names == ("f", "g")
 
 
@@ -373,7 +413,7 @@ def _nested(top: Path) -> None:
 
 
 def _same_class(top: Path) -> None:
-    by_folders(top)
+    make_by_folders(top)
     put(top / "test" / "a" / "0.png", picture(1))
 
 
@@ -445,6 +485,15 @@ def test_what_is_odd_but_fine(top: Path) -> None:
     assert len(names) == 9
 
 
+def test_a_class_without_a_readable_picture_is_named(top: Path) -> None:
+    own_folder(top, classes=5)
+    for i in range(3):
+        put(top / "class 0" / f"{i}.png", b"broken")
+    listed = put(top.parent / "split.csv", b"class 0,train\n")
+    with pytest.raises(InputError, match="the class 'class 0' has no readable pictures"):
+        load_image_folder("train", data=top, size=8, split_file=listed, skip_unreadable=True)
+
+
 def test_unreadable_pictures_are_left_out_on_request_and_only_then(top: Path) -> None:
     own_folder(top, classes=5, pictures=3)
     for name in range(5):
@@ -454,7 +503,3 @@ def test_unreadable_pictures_are_left_out_on_request_and_only_then(top: Path) ->
     assert all(value % 10 in (1, 2) for value in red(table))
     with pytest.raises(InputError, match=r"0.png cannot be read as a picture .*and 2 more files"):
         load_image_folder("train", data=top, size=8)
-
-
-def test_layouts_are_tried_in_one_order() -> None:
-    assert [layout.__name__ for layout in module.LAYOUTS] == ["by_lists", "by_folders", "by_class_lists", "by_pickles"]

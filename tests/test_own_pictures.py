@@ -89,8 +89,8 @@ def test_what_is_saved_answers_as_before(world: Path, tmp_path: Path, head: str,
     again = Classifier.load(tmp_path)
     images, _ = decoded_now(below(world / "queries"), made.form)
     assert torch.equal(made.logits(images), again.logits(images))
-    one_by_one = torch.cat([again.logits(image[None]) for image in images])
-    alike = torch.allclose(one_by_one, again.logits(images), atol=1e-5)
+    in_pairs = torch.cat([again.logits(pair) for pair in torch.split(images, 2)])
+    alike = torch.allclose(in_pairs, again.logits(images), atol=1e-5)
     assert alike == (normalisation == "support")  # by the batch, answers depend on what else is asked
 
 
@@ -132,7 +132,9 @@ def test_all_protocols_in_one_table(world: Path, capsys: pytest.CaptureFixture[s
     content = json.loads((world / "run" / "protocols.json").read_text())
     assert len(content["protocols"]) == 7
     assert [entry["episodes"] for entry in content["protocols"]] == [30] * 7
-    assert {entry["protocol"]["queries_per_class"] for entry in content["protocols"]} == {2, 4}
+    assert {entry["protocol"]["queries_per_class"] for entry in content["protocols"]} == {1, 4}
+    (ensemble,) = (entry for entry in content["protocols"] if "checkpoints" in entry["protocol"])
+    assert ensemble["protocol"]["checkpoints"] == "mean logits of the 2 best checkpoints"
     assert "checkpoints" in out
     kinds = [str(entry["protocol"]) for entry in content["protocols"]]
     assert len(set(kinds)) == 7
@@ -167,12 +169,29 @@ def test_two_runs_on_the_same_tasks(world: Path, tmp_path: Path, capsys: pytest.
     main(["compare", str(world / "run"), str(tmp_path / "other")])
     out = capsys.readouterr().out
     assert "difference" in out
+    main(["train", "image-folder", *other, "--split-seed", "1", "--iterations", "2", "--out", str(tmp_path / "split")])
+    assert "or their data differ" in fails(capsys, "compare", str(world / "run"), str(tmp_path / "split"))
     main(["compare", str(world / "run"), str(world / "run")])
     assert "0.00 ± 0.00" in capsys.readouterr().out
     main(["train", "image-folder", *other, "--ways", "2", "--out", str(tmp_path / "two")])
-    with pytest.raises(SystemExit):
-        main(["compare", str(world / "run"), str(tmp_path / "two")])
-    assert "only runs on the same test tasks can be compared" in capsys.readouterr().err
+    told = fails(capsys, "compare", str(world / "run"), str(tmp_path / "two"))
+    assert "only runs on the same test tasks can be compared" in told
+
+
+def test_methods_with_a_start_of_their_own_and_those_that_take_no_other_ways(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["--data", str(world / "pictures"), *QUICK.split(), *LESS.split(), "--iterations", "2"]
+    for method in ("proto_maml", "cavia", "meta_sgd"):
+        main(["train", "image-folder", *other, "--algorithm", method, "--out", str(tmp_path / method)])
+    made = adapt_run(tmp_path / "proto_maml", world / "support4")
+    assert (made.about["head"], made.about["steps"]) == ("trained", 2)
+    support = ("--support", str(world / "support4"))
+    assert "takes no other number; 4 came" in fails(capsys, "adapt", str(tmp_path / "cavia"), *support)
+    assert "meta_sgd cannot adapt to 4 classes by 2 steps" in fails(
+        capsys, "adapt", str(tmp_path / "meta_sgd"), *support, "--head", "zero"
+    )
+    assert adapt_run(tmp_path / "meta_sgd", world / "support4").about["steps"] == 0
 
 
 def test_a_difference_is_that_of_pairs() -> None:

@@ -17,11 +17,12 @@ from fewstep.data.layouts import class_folders
 from fewstep.engine import Engine
 from fewstep.errors import InputError
 from fewstep.learner import Learner
-from fewstep.normalisation import Policy, Settled, Statistics
+from fewstep.normalisation import Settled, Statistics
 from fewstep.patterns import linear_head
+from fewstep.progress import narrate
 from fewstep.recipes.classification import ClassificationRecipe
 from fewstep.run import Run
-from fewstep.starts import Prototypes, ZeroHead
+from fewstep.starts import HeadStart, Prototypes, ZeroHead
 
 Head = Literal["auto", "trained", "prototypes", "zero"]
 ABOUT, WEIGHTS = "adapted.json", "adapted.safetensors"
@@ -41,7 +42,10 @@ class Classifier:
 
     def logits(self, images: Tensor) -> Tensor:
         """Of pictures uint8 [batch, channels, size, size], 64 at a time where none depends on another."""
-        together = len(images) if self.about["normalisation"] == "batch" else 64
+        by_batch = self.about["normalisation"] == "batch"
+        if by_batch and len(images) < 2:
+            raise InputError("normalised by all that is asked about together, one picture alone has no answer")
+        together = len(images) if by_batch else 64
         self.model.eval()
         with torch.no_grad():
             return torch.cat([self.model(part.float() / 255) for part in torch.split(images, max(together, 1))])
@@ -49,6 +53,10 @@ class Classifier:
     def probabilities(self, pictures: list[Picture], skip: bool = False) -> tuple[list[Picture], Tensor]:
         """The pictures that can be read, and the probability [pictures, classes] of each class for each of them."""
         images, left_out = decoded_now(pictures, self.form, skip)
+        for place in left_out:
+            narrate(f"left out: {pictures[place].where} cannot be read")
+        if len(left_out) == len(pictures):
+            raise InputError(f"none of the {len(pictures)} files can be read as a picture")
         return [each for place, each in enumerate(pictures) if place not in left_out], self.logits(images).softmax(1)
 
     def save(self, folder: Path) -> None:
@@ -56,6 +64,7 @@ class Classifier:
         run = Run(folder)
         if run.exists:
             raise InputError(f"{folder} holds a run of training; give another --out for the adapted classifier")
+        run.delete(ABOUT)  # what is cut short between the two files must not pass for whole
         run.save_weights(WEIGHTS, _tensors(self.model))
         content = {"classes": self.classes, "form": dataclasses.asdict(self.form), **self.about}
         run.write_json(ABOUT, content)
@@ -81,12 +90,14 @@ class Classifier:
             moments = [[weights.pop(f"statistics.{kind}_{call}") for kind in ("mean", "var")] for call in range(calls)]
             statistics.set([(mean, variance) for mean, variance in moments])
             model.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
-            model = Settled(model, "running" if calls else "batch", statistics)
+            model = Settled(model, "batch" if content["normalisation"] == "batch" else "running", statistics)
         return cls(model.cpu(), classes, form, content)
 
 
-def adapt_run(path: Path, support: Path, *, steps: int | None = None, head: Head = "auto",
-              normalisation: Policy = "support", weights: str = "best", skip: bool = False) -> Classifier:  # fmt: skip
+def adapt_run(
+    path: Path, support: Path, *, steps: int | None = None, head: Head = "auto",
+    normalisation: Literal["support", "batch"] = "support", weights: str = "best", skip: bool = False,
+) -> Classifier:  # fmt: skip
     """Adapt a run of classification to the classes in a folder, each a folder of examples.
 
     steps : inner steps; as many as the recipe takes at test unless given, but none from prototypes that the net was
@@ -115,12 +126,20 @@ def adapt_run(path: Path, support: Path, *, steps: int | None = None, head: Head
     if steps is None:
         steps = 0 if head == "prototypes" else recipe.test_steps
     device = next(learner.parameters()).device
-    model = learner.adapt((images.to(device).float() / 255, y.to(device)), steps)
+    try:
+        model = learner.adapt((images.to(device).float() / 255, y.to(device)), steps)
+    except InputError as error:
+        if len(folders) == recipe.ways:
+            raise
+        raise InputError(
+            f"{recipe.algorithm} cannot adapt to {len(folders)} classes by {steps} steps where it was trained for "
+            f"{recipe.ways} ({error}); take --head prototypes --steps 0, or train with --ways {len(folders)}"
+        ) from error
     about = {
         "run": str(path.absolute()),
         "config": run.read_json("config.json"),
         "iterations": run.step_of(f"{weights}.safetensors"),
-        "support": {name: len(pictures) for name, pictures in folders.items()},
+        "support": dict(zip(folders, torch.bincount(y).tolist(), strict=True)),
         "steps": steps,
         "head": head,
         "normalisation": normalisation,
@@ -135,8 +154,11 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _start(learner: Learner, head: Head, trained: int, ways: int) -> Head:
     """Set where the learner's head starts; returns what was chosen."""
-    if learner.start is not None and head in ("auto", "trained"):
+    start: object = learner.start
+    if isinstance(start, HeadStart) and head in ("auto", "trained"):
         return "trained"  # the method's own start, which takes any number of classes
+    if start is not None and not isinstance(start, HeadStart) and ways != trained:
+        raise InputError(f"this method was trained for {trained} classes and takes no other number; {ways} came")
     if head == "auto":
         head = "trained" if ways == trained else "prototypes"
     if head == "trained" and ways != trained:

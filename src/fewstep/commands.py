@@ -46,7 +46,7 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     done = state["step"] if state else 0
     narrate(f"{name}: iteration {done} of {recipe.iterations}, in {out}")
     if state is None:
-        recipe.prepare(learner.model, run)
+        learner = recipe.learner(recipe.first_model(run))
     if recipe.plan and done < recipe.iterations:
         learner.engine = from_first(lambda: _planned_engine(recipe, run, learner, episodes))
     with progress(recipe.iterations, done=done) as report:

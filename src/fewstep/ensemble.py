@@ -41,7 +41,7 @@ class Ensemble(nn.Module):
         for learner in self.learners:
             for turn in range(self.permutations):
                 points = learner.path(_turned(tasks, turn), steps, at)  # type: ignore[operator]
-                paths.append([_turned_back(point, turn) for point in points])
+                paths.append([_turned_back(point, turn, tasks) for point in points])
         return [_mean(points) for points in zip(*paths, strict=True)]
 
 
@@ -56,8 +56,14 @@ def _turned(tasks: Task, turn: int) -> Task:
     return Task((x, (y + turn) % ways), (query_x, (query_y + turn) % ways))
 
 
-def _turned_back(point: Point, turn: int) -> Point:
-    return Point(point.loss, None if point.prediction is None else point.prediction.roll(-turn, -1))
+def _turned_back(point: Point, turn: int, tasks: Task) -> Point:
+    if not turn or point.prediction is None:
+        return point
+    if point.prediction.shape[-1] != (ways := ways_of(tasks.support)):
+        raise InputError(
+            f"labels of {ways} ways are turned, but the model has {point.prediction.shape[-1]} outputs; give it as many"
+        )
+    return Point(point.loss, point.prediction.roll(-turn, -1))
 
 
 def _mean(points: Sequence[Point]) -> Point:

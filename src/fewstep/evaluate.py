@@ -155,6 +155,8 @@ def evaluate(
         metric = METRICS[metric]
     if count < 2:
         raise InputError(f"an interval needs at least 2 episodes, but {count} came")
+    if at is not None and (not at or len(set(at)) < len(at) or not set(at) <= set(range(steps + 1))):
+        raise InputError(f"the steps to judge after must be distinct ones of 0..{steps}, but {list(at)} came")
     with in_eval_mode(learner):
         judge = partial(_judge, learner, episodes, metric, steps, at)
         batches = on_all_ranks(judge, ceil(count / episodes.tasks))

@@ -42,24 +42,29 @@ def export(classifier: Classifier, path: Path) -> Path:
             "this classifier normalises by all pictures that it is asked about together; adapt anew with "
             "--normalisation support"
         )
+    if path.suffix == ".onnx" and importlib.util.find_spec("onnxscript") is None:
+        raise InputError('ONNX needs more packages: pip install "fewstep[onnx]"')
     form = classifier.form
     example = torch.zeros(2, form.channels, form.size, form.size)
     model = _Ready(classifier.model).eval()
     batch = {0: torch.export.Dim("batch")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"part-{path.name}")
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=(batch,))
-    if path.suffix == ".pt2":
-        torch.export.save(program, part)
+    part = path.with_name(f"part-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".pt2":
+            torch.export.save(program, part)
+        else:
+            with _quiet():
+                written: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"],
+                                                 output_names=["probabilities"])  # fmt: skip
+            written.save(part)
         return part.replace(path)
-    if importlib.util.find_spec("onnxscript") is None:
-        raise InputError('ONNX needs more packages: pip install "fewstep[onnx]"')
-    with _quiet():
-        written: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"],
-                                         output_names=["probabilities"])  # fmt: skip
-    written.save(part)
-    return part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from fewstep.baselines import Contender, contend
 from fewstep.calibrate import calibrate
@@ -25,6 +27,8 @@ from fewstep.progress import narrate
 from fewstep.protocol import Protocol
 from fewstep.recipes import Recipe
 from fewstep.run import Run, checkpoint_name
+from fewstep.tables import words
+from fewstep.task import Task
 
 
 def evaluate_run(
@@ -69,6 +73,11 @@ def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None)
     found: dict[Any, Evaluation] = {}
     entries = []
     for protocol in sorted(protocols, key=lambda each: -each.episodes):
+        if protocol.checkpoints > 1:
+            there = len(judged.checkpoints(protocol.checkpoints))
+            if weights != "best" or there < 2:
+                continue
+            protocols[protocols.index(protocol)] = protocol = dataclasses.replace(protocol, checkpoints=there)
         way = id(protocol.tasks), protocol.normalisation, protocol.checkpoints, protocol.permutations
         if way not in found:
             narrate(f"{protocol.name}, {protocol.episodes:,} episodes")
@@ -116,10 +125,11 @@ def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int
     ways = [run.recipe.protocols() for run in runs]
     found = []
     for one, other in zip(*ways, strict=False):
-        if one.name != other.name or one.tasks_alone != other.tasks_alone or one.episodes != other.episodes:
+        if one.episodes != other.episodes or not _same(one.tasks[0], other.tasks[0]):
             raise InputError(
-                f"{first} is judged on {one.tasks_alone}, {second} on {other.tasks_alone}; only runs on the same test "
-                "tasks can be compared"
+                f"{first} is judged on {one.name} ({', '.join(words(one.about))}), {second} on {other.name} "
+                f"({', '.join(words(other.about))}), or their data differ; only runs on the same test tasks can be "
+                "compared"
             )
         results = []
         for run, protocol in zip(runs, (one, other), strict=True):
@@ -130,6 +140,12 @@ def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int
                       "protocol": results[0].protocol, "results": [result.last for result in results],
                       "difference": Difference.of(*values)})  # fmt: skip
     return found
+
+
+def _same(one: Task, other: Task) -> bool:
+    """Whether the tasks are equal."""
+    pairs = zip(tree_leaves(one), tree_leaves(other), strict=False)
+    return all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
 
 
 @dataclass(frozen=True)
@@ -155,11 +171,17 @@ class _Judged:
         iterations = self.run.step_of(f"{self.weights}.safetensors")
         return {"recipe": self.name, "seed": self.recipe.seed, "iterations": iterations, "weights": self.weights}
 
+    def checkpoints(self, count: int) -> list[str]:
+        """The files of the `count` best validated weights; all there are where those are fewer."""
+        best = (self.run.load_state() or {"best": []})["best"]
+        names = [checkpoint_name(each["step"]) for each in best if isinstance(each, dict)]
+        return [name for name in names if (self.run.path / name).exists()][:count]
+
     def learners(self, policy: Policy | None, count: int) -> list[Learner]:
         """The learner with the chosen weights, or one for each of the best checkpoints."""
         names: Iterable[str] = [f"{self.weights}.safetensors"]
         if count > 1:
-            names = _checkpoints(self.run, count)
+            names = self.checkpoints(count)
         found = []
         for name in names:
             learner = self.recipe.learner()
@@ -167,14 +189,6 @@ class _Judged:
             _prepare(policy, self.recipe.episodes("train"), self.recipe.test_steps, learner)
             found.append(learner)
         return found
-
-
-def _checkpoints(run: Run, count: int) -> Sequence[str]:
-    """The files of the `count` best validated weights; all there are where those are fewer."""
-    state = run.load_state()
-    if not state or not state["best"]:
-        raise InputError(f"{run.path} has not been validated yet, so that it has no best checkpoints; train on")
-    return [checkpoint_name(each["step"]) for each in state["best"][:count]]
 
 
 def _under(normalisation: Policy, protocol: Protocol) -> Protocol:

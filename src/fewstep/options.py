@@ -60,7 +60,7 @@ class AdaptOptions:
     """Inner steps; None takes as many as the recipe takes at test, and none from prototypes."""
     head: Literal["auto", "trained", "prototypes", "zero"] = "auto"
     """Where the last layer starts: trained needs as many classes as in training; auto takes it, else prototypes."""
-    normalisation: Literal["support", "batch", "running", "per_step"] = "support"
+    normalisation: Literal["support", "batch"] = "support"
     """By which statistics batch norm goes; with batch, the paper's way, answers depend on what else is asked."""
     weights: Literal["best", "model"] = "best"
     """The weights that were best in validation, or the last ones."""

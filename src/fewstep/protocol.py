@@ -8,6 +8,7 @@ from typing import Any
 
 from fewstep.data.episodes import Episodes
 from fewstep.ensemble import Ensemble
+from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation, Metric, evaluate
 from fewstep.learner import Learner
 from fewstep.normalisation import MEANINGS, Policy
@@ -45,18 +46,22 @@ class Protocol:
             own["permutations"] = f"mean logits over {self.permutations} turns of the labels"
         return {**self.about, **own}
 
-    @property
-    def tasks_alone(self) -> dict[str, Any]:
-        """What decides which tasks are drawn, and what is asked of them."""
-        return {key: value for key, value in self.about.items() if key not in ("inner_lr", "trained_on_shots", "loss")}
-
     def judge(self, learners: Sequence[Learner], metric: str | Metric, at: Collection[int] | None = None,
               view: Callable[[Episodes], Episodes] = lambda tasks: tasks) -> Evaluation:  # fmt: skip
         """Judge the learners together.
 
         at : after which inner steps; by default each;  view : turns the tasks into what the learners are given
         """
+        if len(learners) != self.checkpoints:
+            raise InputError(f"this protocol judges {self.checkpoints} learners together, but {len(learners)} came")
+        before = [learner.normalisation for learner in learners]
         plain = len(learners) == self.permutations == 1
         judged = learners[0] if plain else Ensemble(learners, self.permutations)
-        return evaluate(judged, view(self.tasks), metric=metric, steps=self.steps, count=self.episodes, at=at,
-                        protocol=self.plain)  # fmt: skip
+        try:
+            for learner in learners:
+                learner.normalisation = self.normalisation or learner.normalisation
+            return evaluate(judged, view(self.tasks), metric=metric, steps=self.steps, count=self.episodes, at=at,
+                            protocol=self.plain)  # fmt: skip
+        finally:
+            for learner, policy in zip(learners, before, strict=True):
+                learner.normalisation = policy

@@ -68,7 +68,7 @@ class Zeros:
         return {name: torch.zeros_like(tensors[name]) for name in self.names}
 
 
-class _Head:
+class HeadStart:
     """What starts of a linear head have in common: its name, and the number of ways, read from the labels."""
 
     def __init__(self, model: nn.Module, head: str | None = None) -> None:
@@ -98,7 +98,7 @@ class _Head:
                 )
 
 
-class SharedVector(_Head):
+class SharedVector(HeadStart):
     """One vector for all classes: each row of the head starts at the mean of its rows (UNICORN-MAML)."""
 
     def __call__(self, objective: Objective, tensors: Tensors, support: Batch, known: Any) -> Tensors:
@@ -107,7 +107,7 @@ class SharedVector(_Head):
         return found | ({self.bias: tensors[self.bias].mean().expand(known)} if self.has_bias else {})
 
 
-class ZeroHead(_Head):
+class ZeroHead(HeadStart):
     """A head of zeros with a row for each class: all classes start alike, however many there are."""
 
     def __call__(self, objective: Objective, tensors: Tensors, support: Batch, known: Any) -> Tensors:
@@ -117,7 +117,7 @@ class ZeroHead(_Head):
         return found | ({self.bias: weight.new_zeros(known)} if self.has_bias else {})
 
 
-class Prototypes(_Head):
+class Prototypes(HeadStart):
     """The head that answers as the nearest class mean does: w_k = 2 c_k, b_k = -|c_k|^2 (Triantafillou et al. 2020).
 
     c_k is the mean of the support features of class k, what the head's input is for them; gradients flow through it.

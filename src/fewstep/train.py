@@ -152,7 +152,8 @@ def _resume(learner: Learner, optimizer: torch.optim.Optimizer, run: Run) -> tup
     optimizer.load_state_dict(state["optimizer"])
     _resume_random(state, next(learner.parameters()).device)
     run.forget_metrics_after(state["step"])
-    return state["step"], state["best"], state["seconds"]
+    best = state["best"] if isinstance(state["best"], list) else [state["best"]]  # of before there were several
+    return state["step"], [each for each in best if each], state["seconds"]
 
 
 def _resume_random(state: dict[str, Any], device: torch.device) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.data.augment import Augment
 from fewstep.data.episodes import Episodes, numbered_generator, rotate_quarters
 from fewstep.data.table import ImageTable
 from fewstep.functional import Loss
@@ -36,6 +37,7 @@ def pretrain_on_classes(
     iterations: int,
     seed: int,
     rotate: bool = False,
+    augment: Augment | None = None,
     batch: int = 128,
     lr: float = 1e-3,
 ) -> None:
@@ -44,6 +46,7 @@ def pretrain_on_classes(
     images : uint8 [classes, examples, channels, height, width], or an `ImageTable`
     model : [batch, ...] -> [batch, classes]
     rotate : turn each picture by a random number of quarters, as the episodes do with classes
+    augment : changes each picture
     """
     table = ImageTable.of(images)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
@@ -54,6 +57,8 @@ def pretrain_on_classes(
         x = table.pick(label, torch.randint(1 << 40, (batch,), generator=generator) % table.counts[label])
         if rotate:
             x = rotate_quarters(x[None], torch.randint(4, (1, batch), generator=generator))[0]
+        x = x.float() / 255
+        x = augment(x, generator) if augment else x
         optimizer.zero_grad()
-        functional.cross_entropy(model(x.float() / 255), label.to(x.device)).backward()  # type: ignore[no-untyped-call]
+        functional.cross_entropy(model(x), label.to(x.device)).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.data.decode import Form
-from fewstep.data.layouts import Collection, Split
+from fewstep.data.layouts import Collection, Split, by_class_lists, by_folders, by_pickles
 from fewstep.data.table import ImageTable
 
 CIFAR_FS = Collection(
@@ -15,6 +15,7 @@ CIFAR_FS = Collection(
     "FEWSTEP_DATA. In the folder cifar_fs there may be: cifar100/data/CLASS/*.png with "
     "cifar100/splits/bertinetto/train.txt and so on; or train/CLASS/*.png and so on; or CIFAR_FS_train.pickle and so "
     "on",
+    (by_class_lists, by_folders, by_pickles),
 )
 
 

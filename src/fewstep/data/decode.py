@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -100,7 +102,13 @@ def _rows(pictures: Sequence[Picture], form: Form, faults: dict[int, str]) -> It
 
     def one(picture: Picture) -> Pixels | str:
         try:
-            return pixels(picture.read(), form)
+            content = picture.read()
+        except OSError as error:  # may be another time
+            raise InputError(f"{picture.where} cannot be read ({error.strerror}); mend that, or delete it") from error
+        except (zipfile.BadZipFile, zlib.error) as error:
+            return str(error)
+        try:
+            return pixels(content, form)
         except Exception as error:  # a damaged file can make its reader fail in any way
             return " ".join(str(error).split()) or type(error).__name__
 
@@ -149,7 +157,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     """Pillow cuts 16-bit greys off at 255 where it should divide."""
     if picture.mode.startswith("I"):
         values = np.asarray(picture)
-        scale = 257 if values.max() > 255 else 1
+        scale = 257 if picture.mode.startswith("I;16") or values.max() > 255 else 1
         return Image.fromarray((values / scale).clip(0, 255).astype(np.uint8))
     if picture.mode == "F":
         raise ValueError("pixels are floating-point numbers, of which it is not known what is white")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.data.decode import Form
-from fewstep.data.layouts import Collection, Split
+from fewstep.data.layouts import Collection, Split, by_folders, by_pickles
 from fewstep.data.table import ImageTable
 
 FC100 = Collection(
@@ -13,6 +13,7 @@ FC100 = Collection(
     {"train": 60, "validation": 20, "test": 20},
     "Get FC100_train.pickle, FC100_val.pickle and FC100_test.pickle as the repository of MetaOptNet says, put them "
     "into a folder fc100, and name the folder above it with FEWSTEP_DATA. Or have fc100/train/CLASS/*.png and so on",
+    (by_folders, by_pickles),
 )
 
 

@@ -77,7 +77,7 @@ def _from_file(path: Path, data: Path, classes: dict[str, list[Picture]]) -> dic
     names: dict[str, list[str]] = {split: [] for split in STEMS}
     stems = {stem: split for split, stems in STEMS.items() for stem in stems}
     try:
-        rows = [*csv.reader(path.read_text(encoding="utf-8").splitlines())]
+        rows = [*csv.reader(path.read_text(encoding="utf-8-sig").splitlines())]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the split file {path} cannot be read ({error}); give lines class,split") from error
     seen = set()

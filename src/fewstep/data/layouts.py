@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from fewstep.errors import InputError
 
 Split = Literal["train", "validation", "test"]
 Classes = Mapping[str, Sequence[Picture]]
+Layout = Callable[[Path, str], AbstractContextManager[Classes]]
 STEMS = {"train": ("train",), "validation": ("val", "validation", "valid"), "test": ("test",)}
 
 
@@ -32,18 +35,21 @@ class Collection:
     """A data set that its users keep themselves.
 
     name : of its folder in `$FEWSTEP_DATA`;  classes : of each split;  get : where to get it, and in which layouts
+    layouts : those that it is known in, the first that is there counts
     """
 
     name: str
     classes: Mapping[str, int]
     get: str
+    layouts: tuple[Layout, ...]
 
     def load(self, split: Split, root: Path | None, form: Form) -> ImageTable:
         """The pictures of a split, out of the first folder that holds them in one of the layouts."""
         one_of("split", split, STEMS)
-        folders = data_folders(self.name, root)
+        # Of a folder that several data sets share, only the one with the name is looked into.
+        folders = data_folders(self.name, root)[: 1 if root is None else None]
         for folder in filter(Path.is_dir, folders):
-            for layout in LAYOUTS:
+            for layout in self.layouts:
                 for stem in STEMS[split]:
                     with layout(folder, stem) as classes:
                         if classes:
@@ -66,6 +72,8 @@ def table_of(stem: str, classes: Classes, form: Form, skip: bool = False) -> Ima
     sizes = torch.tensor([len(pictures) for pictures in classes.values()])
     owners = torch.arange(len(sizes)).repeat_interleave(sizes)
     counts = sizes - torch.bincount(owners[left_out], minlength=len(sizes))
+    if empty := [name for name, count in zip(classes, counts.tolist(), strict=True) if not count]:
+        raise InputError(f"the class {empty[0]!r} has no readable pictures; add some, or delete the class")
     return ImageTable(images, counts, tuple(classes))
 
 
@@ -78,17 +86,23 @@ def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
         return
     places = [folder / "images"] if (folder / "images").is_dir() else sorted(folder.glob("*.zip")) or [folder]
     with pictures_in(places) as found:
-        by_file = {name.rsplit("/", 1)[-1]: picture for name, picture in found.items()}
+        by_file: dict[str, list[Picture]] = {}
+        for path, picture in found.items():
+            for key in {path, path.rsplit("/", 1)[-1]}:
+                by_file.setdefault(key, []).append(picture)
         classes: dict[str, list[Picture]] = {}
-        for number, row in enumerate(csv.reader(listed.read_text(encoding="utf-8", errors="replace").splitlines())):
+        for number, row in enumerate(csv.reader(listed.read_text(encoding="utf-8-sig", errors="replace").splitlines())):
+            if not row:
+                continue
             if len(row) != 2:
                 raise InputError(f"{listed}, line {number + 1}: expected filename,label, not {','.join(row)!r:.80}")
             name, label = map(str.strip, row)
             if number == 0 and (name, label) == ("filename", "label"):
                 continue
-            if name not in by_file:
-                raise InputError(f"{listed} names {name}, which is not in {', '.join(map(str, places))}; add it there")
-            classes.setdefault(label, []).append(by_file[name])
+            if len(by_file.get(name, [])) != 1:
+                amiss = "is there several times; give its path" if name in by_file else "is not there; add it"
+                raise InputError(f"{listed} names {name}, which {amiss} (in {', '.join(map(str, places))})")
+            classes.setdefault(label, []).append(by_file[name][0])
         yield dict(sorted(classes.items()))
 
 
@@ -136,11 +150,11 @@ def by_pickles(folder: Path, stem: str) -> Iterator[Classes]:
     # "train_phase_val" are more pictures of the training classes.
     name = re.compile(rf"(?:.*(?<!train_phase)[_-])?{stem}(?:_phase_{stem})?\.(?:pkl|pickle)")
     apart = re.compile(rf"(?:.*[_-])?{stem}_images(?:_png\.pkl|\.npz)")
-    for path in entries(folder):
-        if path.is_file() and (name.fullmatch(path.name) or apart.fullmatch(path.name)):
-            yield _of_pickle(path)
-            return
-    yield {}
+    files = [path for path in entries(folder) if path.is_file()]
+    found = [path for path in files if name.fullmatch(path.name) or apart.fullmatch(path.name)]
+    if len(found) > 1:
+        raise InputError(f"{folder} has both {found[0].name} and {found[1].name} for {stem}; leave one there")
+    yield _of_pickle(found[0]) if found else {}
 
 
 def _of_pickle(path: Path) -> Classes:
@@ -167,8 +181,11 @@ def _row(content: Callable[[], tuple[Any, Any]], row: int) -> bytes | NDArray[np
 def _arrays(path: Path, labels_path: Path) -> tuple[Any, NDArray[Any]]:
     """Pictures, and the label of each."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            found: Any = archive["images"]
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                found: Any = archive["images"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{path} should hold an array images, but cannot be read ({error})") from error
     else:
         found = load_plain(path)
     if labels_path != path:
@@ -186,6 +203,3 @@ def _arrays(path: Path, labels_path: Path) -> tuple[Any, NDArray[Any]]:
         return found["data"], np.asarray(found["labels"])
     came = f"the keys {', '.join(map(str, found))}" if isinstance(found, dict) else type(found).__name__
     raise InputError(f"{path} should hold image_data and class_dict, or data and labels, but {came:.80} came")
-
-
-LAYOUTS = (by_lists, by_folders, by_class_lists, by_pickles)

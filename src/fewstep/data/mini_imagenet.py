@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.data.decode import Form
-from fewstep.data.layouts import Collection, Split
+from fewstep.data.layouts import Collection, Split, by_folders, by_lists, by_pickles
 from fewstep.data.table import ImageTable
 
 MINI_IMAGENET = Collection(
@@ -15,6 +15,7 @@ MINI_IMAGENET = Collection(
     "may share them, and name the folder above them with FEWSTEP_DATA. In the folder mini_imagenet there may be: "
     "train.csv, val.csv and test.csv (filename,label) with images/ or zips beside them; or train/CLASS/*.jpg and so "
     "on; or mini-imagenet-cache-train.pkl and so on",
+    (by_lists, by_folders, by_pickles),
 )
 
 

@@ -11,6 +11,7 @@ from fewstep.errors import InputError
 # What NumPy's arrays and plain containers are made of, under the names of NumPy 1 and 2.
 PLAIN = {
     *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
     *(("numpy", name) for name in ("ndarray", "dtype")),
     ("_codecs", "encode"),
     *((builtin, name) for builtin in ("builtins", "__builtin__") for name in ("list", "dict", "set", "tuple")),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.data.decode import Form
-from fewstep.data.layouts import Collection, Split
+from fewstep.data.layouts import Collection, Split, by_folders, by_pickles
 from fewstep.data.table import ImageTable
 
 TIERED_IMAGENET = Collection(
@@ -15,6 +15,7 @@ TIERED_IMAGENET = Collection(
     "(renmengye/few-shot-ssl-public) says, and name the folder above them with FEWSTEP_DATA. In the folder "
     "tiered_imagenet there may be: train_images_png.pkl with train_labels.pkl and so on; or train/CLASS/*.jpg and so "
     "on",
+    (by_folders, by_pickles),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def load_authors_conv4(path: Path | str) -> Conv4:
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             model.load_state_dict({name: torch.from_numpy(arrays[array]) for name, array in places.items()})
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} does not hold the authors' network ({' '.join(str(error).split())}); give an .npz with conv1 to "
             "conv4, b1 to b4, beta1 to beta4, w5 and b5"

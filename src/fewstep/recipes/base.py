@@ -149,8 +149,9 @@ class Recipe(ABC):
     def baselines(self) -> list[Baseline]:
         """What the learner is compared with."""
 
-    def prepare(self, model: nn.Module, run: Run) -> None:  # noqa: B027  most recipes have nothing to do here
-        """What is done to the network before meta-training begins; by default nothing."""
+    def first_model(self, run: Run) -> nn.Module:
+        """The network that meta-training begins with; what it takes to train one is kept in the run."""
+        return self.initial_model()
 
     def seeded(self, build: Callable[[], nn.Module]) -> nn.Module:
         """The network that `build` makes with the recipe's seed, on its device."""
@@ -173,13 +174,14 @@ class Recipe(ABC):
         """The network before training."""
         return self.seeded(self.model)
 
-    def learner(self) -> Learner:
-        """The learner before training."""
+    def learner(self, model: nn.Module | None = None) -> Learner:
+        """The learner before training; of another network than the one at its initialisation if there is any."""
         build: Callable[..., Learner] = getattr(algorithms, self.algorithm)
         derivative = {} if self.derivative == "exact" else {"derivative": self.derivative}
         own = own_options(self.algorithm, self.algorithm_options)
-        return build(self.initial_model(), self.loss, lr=self.inner_lr, steps=self.inner_steps, adapt=self.adapt,
-                     engine=self.engine, **derivative, **{**self.learner_options, **own})  # fmt: skip
+        model = model or self.initial_model()
+        return build(model, self.loss, lr=self.inner_lr, steps=self.inner_steps, adapt=self.adapt, engine=self.engine,
+                      **derivative, **{**self.learner_options, **own})  # fmt: skip
 
     @property
     def learner_options(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep import models
 from fewstep.baselines import Baseline, pretrain_on_classes
+from fewstep.data.augment import Augment
 from fewstep.data.decode import Form
 from fewstep.data.episodes import ClassEpisodes
 from fewstep.data.table import ImageTable
@@ -59,6 +60,11 @@ class ClassificationRecipe(Recipe):
         """The pictures of a split by class, as `ClassEpisodes` takes them."""
 
     @property
+    def changes(self) -> Augment | None:
+        """What is done to the pictures of training."""
+        return None
+
+    @property
     def form(self) -> Form:
         """What the user's own pictures become for the net."""
         return Form(self.side, self.channels, crop=True, invert=self.invert)
@@ -95,25 +101,30 @@ class ClassificationRecipe(Recipe):
                 shots=self.shots,
                 queries=self.shots if queries is None else queries,
                 rotate=self.rotate,
+                augment=self.changes if split == "train" else None,
             )
         except InputError as error:
             raise InputError(f"{split}: {error}") from error
 
     def protocols(self) -> list[Protocol]:
         test = self.episodes("test")
-        most = min(15, test.table.fewest - self.shots)
-        return [self._protocol(replace(test, queries=count)) for count in dict.fromkeys((test.queries, most))]
+        counts = dict.fromkeys((test.queries, self._most_queries(test)))
+        return [self._protocol(replace(test, queries=count)) for count in counts]
 
     def all_protocols(self, most: int | None = None) -> list[Protocol]:
-        own, *more = self.protocols()
-        last = more[-1] if more else own
-        counts = [count for count in MANY if most is None or count <= most] or [most or MANY[0]]
+        test = self.episodes("test")
+        few, many = (self._protocol(replace(test, queries=count)) for count in (self.shots, self._most_queries(test)))
+        counts = sorted({count if most is None else min(count, most) for count in MANY})
         found = []
-        for base, sizes in ((own, counts[:1]), *((each, counts) for each in more)):
+        for base, sizes in ((few, counts[:1]), (many, counts)):
             for policy in ("batch", "support"):
                 found += [replace(base, normalisation=policy, episodes=size) for size in sizes]
-        together = replace(last, checkpoints=self.keep, episodes=counts[0])
-        return [*found, together, replace(last, permutations=self.ways, episodes=counts[0])]
+        last = replace(many, episodes=counts[0])
+        together = [replace(last, checkpoints=self.keep)] if self.keep > 1 else []
+        return [*found, *together, replace(last, permutations=self.ways)]
+
+    def _most_queries(self, test: ClassEpisodes) -> int:
+        return min(15, test.table.fewest - self.shots)
 
     def _protocol(self, tasks: ClassEpisodes) -> Protocol:
         about = {
@@ -134,7 +145,7 @@ class ClassificationRecipe(Recipe):
 
     def pretrained(self, name: str, iterations: int) -> Baseline:
         """The net with the body of a classifier of all training classes, to be fine-tuned."""
-        settings = {"iterations": iterations, "seed": self.seed}
+        settings = {"iterations": iterations, "seed": self.seed} | ({"augment": True} if self.changes else {})
         train = partial(self._pretrain, iterations=iterations)
         return Baseline(name, self.initial_model, train, settings, self.test_steps, RATES)
 
@@ -142,7 +153,8 @@ class ClassificationRecipe(Recipe):
         """Give `model` the body of a classifier of all training classes, and a head of zeros."""
         images = ImageTable.of(self.images("train")).to(self.device)
         classifier = self.seeded(lambda: self._network(len(images)))
-        pretrain_on_classes(classifier, images, iterations=iterations, seed=self.seed, rotate=self.rotate)
+        pretrain_on_classes(classifier, images, iterations=iterations, seed=self.seed, rotate=self.rotate,
+                            augment=self.changes)  # fmt: skip
         trained = classifier.state_dict()
         for name, value in model.state_dict().items():
             value.copy_(trained[name] if trained[name].shape == value.shape else torch.zeros_like(value))

@@ -16,6 +16,7 @@ from fewstep.data.episodes import ClassEpisodes
 from fewstep.data.image_folder import load_image_folder
 from fewstep.data.mini_imagenet import load_mini_imagenet
 from fewstep.data.table import ImageTable
+from fewstep.distributed import from_first
 from fewstep.errors import InputError
 from fewstep.progress import narrate
 from fewstep.protocol import Protocol
@@ -33,7 +34,7 @@ class PicturesRecipe(ClassificationRecipe):
     filters: int = 32
     """Of each convolution; of the residual net's first block, and 2.5, 5 and 10 times as many in the others."""
     augment: bool = False
-    """Shift, mirror and recolour the pictures of training."""
+    """Shift, mirror and recolour the pictures of training, of the warm-up and of the pre-trained baseline too."""
     warm_up: int = 0
     """Iterations of training on all training classes together, 128 pictures each, before meta-training."""
     pool: bool = True
@@ -52,23 +53,29 @@ class PicturesRecipe(ClassificationRecipe):
     def learner_options(self) -> dict[str, Any]:
         return {"normalisation": "batch"} if self.network == "resnet12" else {}
 
-    def episodes(self, split: Split) -> ClassEpisodes:
-        episodes = super().episodes(split)
-        return replace(episodes, augment=Augment()) if self.augment and split == "train" else episodes
+    @property
+    def changes(self) -> Augment | None:
+        return self._augmentation if self.augment else None
+
+    @property
+    def _augmentation(self) -> Augment:
+        return Augment(crop=self.side // 10)
 
     def all_protocols(self, most: int | None = None) -> list[Protocol]:
         found = super().all_protocols(most)
         last = found[-1]
         assert isinstance(last.tasks, ClassEpisodes)
-        views = replace(last.tasks, augment=Augment(), views=5)
+        views = replace(last.tasks, augment=self._augmentation, views=5)
         about = {**last.about, "augmentation": "the support set and 4 changed copies of it"}
         return [*found, replace(last, permutations=1, tasks=views, about=about)]
 
-    def prepare(self, model: nn.Module, run: Run) -> None:
+    def first_model(self, run: Run) -> nn.Module:
+        model = self.initial_model()
         if self.warm_up:
             narrate(f"training on all classes for {self.warm_up} iterations first")
-            trained, _ = trained_net(self.pretrained("warm-up", self.warm_up), run)
-            model.load_state_dict(trained.state_dict())
+            warm = self.pretrained("warm-up", self.warm_up)
+            model.load_state_dict(from_first(lambda: trained_net(warm, run)[0].state_dict()))
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)
