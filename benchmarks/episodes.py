@@ -6,8 +6,9 @@ python -m benchmarks.episodes [--recipes NAME ...] [--episodes N] [--rounds N]
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 
 import torch
@@ -35,6 +36,8 @@ class Options:
     """Test episodes that are judged in each way."""
     rounds: int = 5
     """Meta-steps that are timed."""
+    compiled: bool = True
+    """Whether meta-steps and batches of episodes are compiled."""
 
 
 def main(options: Options) -> None:
@@ -47,12 +50,13 @@ def main(options: Options) -> None:
     for name in options.recipes:
         recipe = RECIPES[name]
         engine = LARGE if name.startswith("mini") else PIECES
+        engine = engine if options.compiled else replace(engine, compile="no")
         learner, tasks = recipe.learner(), recipe.episodes("train")
         learner.engine = engine
         step = MetaStep(learner, torch.optim.Adam(learner.parameters()), None, None)
         step(tasks[0], 1e-3)
-        drawn = _median(options.rounds * 4, lambda index, tasks=tasks: tasks[index])
-        stepped = _median(options.rounds, lambda index, tasks=tasks, step=step: step(tasks[0], 1e-3))
+        drawn = _median([partial(tasks.__getitem__, index) for index in range(4 * options.rounds)])
+        stepped = _median([partial(step, tasks[0], 1e-3)] * options.rounds)
         test = recipe.protocols()[0].tasks
         assert isinstance(test, ClassEpisodes)
         each = []
@@ -68,12 +72,12 @@ def main(options: Options) -> None:
         print(f"| {name} | {' | '.join(cells)} | {alone / batched:.1f} |", flush=True)
 
 
-def _median(count: int, run: Callable[[int], object]) -> float:
+def _median(runs: Sequence[Callable[[], object]]) -> float:
     """Milliseconds."""
     times = []
-    for index in range(count):
+    for run in runs:
         start = time.perf_counter()
-        run(index)
+        run()
         times.append(time.perf_counter() - start)
     return 1000 * median(times)
 

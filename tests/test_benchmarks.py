@@ -199,3 +199,12 @@ def test_gradient_noise() -> None:
     norm, ratio = gradient_noise.signal_to_noise(learner, episodes, 8)
     assert norm > 0
     assert ratio < 10
+
+
+def test_episodes(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(
+        ["bench", "episodes", "--recipes", "glyphs-5way-1shot", "--episodes", "2", "--rounds", "1", "--no-compiled"]
+    )
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("| glyphs-5way-1shot |")
+    assert float(last.split("|")[-2]) > 0
