@@ -67,16 +67,16 @@ def naive_logits(path: Path, support: tuple[Tensor, Tensor], query: Tensor, step
 
 
 def test_logits_of_one_episode_equal_the_naive_loop(data: Path) -> None:
-    tasks = episodes(data, queries=3, tasks=1)[0]
-    (x, y), (query, _) = tasks
-    naive = naive_logits(data / GOLDEN, (x[0].double(), y[0]), query[0].double(), 10)
-    path = learner(data).path(tasks, 10)
+    (x, y), (query, query_y) = episodes(data, queries=3, tasks=1)[0]
+    x, query = x.double(), query.double()  # ten steps make 1e-7 of rounding 1e-3
+    naive = naive_logits(data / GOLDEN, (x[0], y[0]), query[0], 10)
+    path = learner(data, torch.float64).path(fewstep.Task((x, y), (query, query_y)), 10)
     for step in (0, 1, 5, 10):
         prediction = path[step].prediction
         assert prediction is not None
-        assert (prediction[0] - naive[step]).abs().max() < 1e-4
-        adapted = learner(data).adapt((x[0], y[0]), steps=step)
-        assert (adapted(query[0]) - naive[step]).abs().max() < 1e-4
+        assert (prediction[0] - naive[step]).abs().max() < 1e-8
+        adapted = learner(data, torch.float64).adapt((x[0], y[0]), steps=step)
+        assert (adapted(query[0]) - naive[step]).abs().max() < 1e-8
 
 
 @pytest.mark.parametrize(("queries", "count", "published"), [(1, 100, 0.485), (15, 20, 0.462)])
@@ -86,7 +86,7 @@ def test_accuracy_under_the_authors_protocol(data: Path, queries: int, count: in
     before, after = result.by_step
     assert abs(before.mean - 0.2) < 0.04
     assert abs(after.mean - published) < 1.5 * after.ci95
-    assert after.ci95 < 0.045
+    assert after.ci95 < 0.05
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

@@ -207,4 +207,5 @@ def test_episodes(capsys: pytest.CaptureFixture[str]) -> None:
     )
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("| glyphs-5way-1shot |")
-    assert float(last.split("|")[-2]) > 0
+    drawing, step = (float(cell) for cell in last.split("|")[2:4])
+    assert 0 < drawing < step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,8 +287,7 @@ def test_evaluation_is_that_of_one_process(unharmed: Run, tmp_path: Path, capfd:
 
 
 def copied(run: Run, folder: Path) -> Run:
-    for path in run.path.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(run.path, folder, dirs_exist_ok=True)
     return Run(folder)
 
 
