@@ -20,7 +20,7 @@ SUFFIXES = (
 class Picture(NamedTuple):
     """A picture that has not been read yet.
 
-    name : its path within the folder or zip, with slashes;  where : that path in full, for messages
+    name : its path within the folder or zip, with slashes;  where : in full, for messages
     stamp : stands for its content: what differs has been changed
     read : gives the file's content, or pixels uint8 [height, width, channels]
     """
@@ -92,7 +92,7 @@ def _members(path: Path, stack: ExitStack) -> Iterator[Picture]:
     for info in archive.infolist():
         if _is_picture(PurePosixPath(info.filename).name):
             stamp = info.file_size, info.CRC
-            yield Picture(info.filename, f"{path}/{info.filename}", stamp, partial(archive.read, info))
+            yield Picture(info.filename, f"{info.filename} in {path}", stamp, partial(archive.read, info))
 
 
 def damaged(path: Path | str, error: Exception) -> str:
