@@ -5,8 +5,7 @@ FEWSTEP_DATA=FOLDER python -m benchmarks.authors_weights --weights FILE.npz [--e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import sqrt
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -51,9 +50,8 @@ def main(options: Options) -> None:
             result = evaluate(learner, tasks, metric="accuracy", steps=10, count=options.episodes, at=STEPS)
             assert result.values is not None
             found.append(result.values)
-        values = 100 * torch.cat(found, 1)
-        half = 1.96 * values.std(1) / sqrt(values.shape[1])
-        cells = [f"{mean:.2f} ± {ci95:.2f}" for mean, ci95 in zip(values.mean(1).tolist(), half.tolist(), strict=True)]
+        together = replace(result, values=torch.cat(found, 1)).first(options.seeds * options.episodes)
+        cells = [f"{100 * point.mean:.2f} ± {100 * point.ci95:.2f}" for point in together.by_step]
         print(f"| {queries} | {' | '.join(cells)} |", flush=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from fewstep.baselines import Contender, contend
+from fewstep.baselines import Baseline, Contender, contend
 from fewstep.calibrate import calibrate
 from fewstep.commands import recipe_of
 from fewstep.data.episodes import Episodes
@@ -71,21 +71,20 @@ def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None)
     judged = _Judged.of(path, weights, None)
     protocols = judged.recipe.all_protocols(episodes)
     found: dict[Any, Evaluation] = {}
-    entries = []
-    for protocol in sorted(protocols, key=lambda each: -each.episodes):
+    entries = {}
+    for place, protocol in sorted(enumerate(protocols), key=lambda pair: -pair[1].episodes):
         if protocol.checkpoints > 1:
             there = len(judged.checkpoints(protocol.checkpoints))
             if weights != "best" or there < 2:
                 continue
-            protocols[protocols.index(protocol)] = protocol = dataclasses.replace(protocol, checkpoints=there)
+            protocol = dataclasses.replace(protocol, checkpoints=there)
         way = id(protocol.tasks), protocol.normalisation, protocol.checkpoints, protocol.permutations
         if way not in found:
             narrate(f"{protocol.name}, {protocol.episodes:,} episodes")
             learners = judged.learners(protocol.normalisation, protocol.checkpoints)
             found[way] = protocol.judge(learners, judged.recipe.metric, at=sorted({0, protocol.steps}))
-        result = found[way].first(protocol.episodes)
-        entries.append((protocols.index(protocol), {"name": protocol.name, **result.to_json()}))
-    content = {**judged.about, "protocols": [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]}
+        entries[place] = {"name": protocol.name, **found[way].first(protocol.episodes).to_json()}
+    content = {**judged.about, "protocols": [entries[place] for place in sorted(entries)]}
     judged.run.write_json("protocols.json", content)
     return content
 
@@ -186,7 +185,7 @@ class _Judged:
         for name in names:
             learner = self.recipe.learner()
             self.run.restore(name, learner)
-            _prepare(policy, self.recipe.episodes("train"), self.recipe.test_steps, learner)
+            _prepare(policy, partial(self.recipe.episodes, "train"), self.recipe.test_steps, learner)
             found.append(learner)
         return found
 
@@ -202,17 +201,21 @@ def _under(normalisation: Policy, protocol: Protocol) -> Protocol:
     return protocol
 
 
-def _prepare(policy: Policy | None, episodes: Episodes, steps: int, learner: Learner) -> None:
+def _prepare(policy: Policy | None, training: Callable[[], Episodes], steps: int, learner: Learner) -> None:
     """Have a learner judged under a policy, by the statistics of training tasks where it needs any."""
     learner.normalisation = policy
     if policy in ("running", "per_step"):
         narrate(f"measuring {MEANINGS[policy]}")
-        calibrate(learner, episodes, steps=steps)
+        calibrate(learner, training(), steps=steps)
 
 
 def contenders_of(recipe: Recipe, run: Run, policy: Policy | None = None) -> list[Contender]:
     """The recipe's baselines under a policy: out of the run's folder, or trained and kept there."""
-    validation, training = recipe.episodes("validation"), recipe.episodes("train")
+    validation = recipe.episodes("validation")
+
+    def training(baseline: Baseline) -> Episodes:
+        return baseline.view(recipe.episodes("train"))
+
     return [
         contend(
             baseline,
@@ -223,7 +226,7 @@ def contenders_of(recipe: Recipe, run: Run, policy: Policy | None = None) -> lis
             episodes=recipe.validation_episodes,
             adapt=recipe.adapt,
             **recipe.learner_options,
-            prepare=partial(_prepare, policy, baseline.view(training), baseline.steps),
+            prepare=partial(_prepare, policy, partial(training, baseline), baseline.steps),
         )
         for baseline in recipe.baselines()
     ]

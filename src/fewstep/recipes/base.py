@@ -16,6 +16,7 @@ from torch import nn
 from fewstep import algorithms
 from fewstep.baselines import Baseline
 from fewstep.data.episodes import Episodes
+from fewstep.data.layouts import Split
 from fewstep.engine import Convolution, Engine
 from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation, evaluate
@@ -25,8 +26,6 @@ from fewstep.problem import Derivative
 from fewstep.protocol import Protocol
 from fewstep.run import Run
 from fewstep.train import Training
-
-Split = Literal["train", "validation", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from fewstep.data.glyphs import load_glyphs
+from fewstep.data.layouts import Split
 from fewstep.data.omniglot import load_omniglot
-from fewstep.recipes.base import Split
 from fewstep.recipes.classification import ClassificationRecipe
 
 

@@ -15,12 +15,13 @@ from fewstep.baselines import Baseline, pretrain_on_classes
 from fewstep.data.augment import Augment
 from fewstep.data.decode import Form
 from fewstep.data.episodes import ClassEpisodes
+from fewstep.data.layouts import Split
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.losses import summed_over_ways
 from fewstep.protocol import Protocol
-from fewstep.recipes.base import Recipe, Split
+from fewstep.recipes.base import Recipe
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 MANY = (600, 2_000, 10_000)

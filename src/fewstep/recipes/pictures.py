@@ -14,13 +14,13 @@ from fewstep.baselines import trained_net
 from fewstep.data.augment import Augment
 from fewstep.data.episodes import ClassEpisodes
 from fewstep.data.image_folder import load_image_folder
+from fewstep.data.layouts import Split
 from fewstep.data.mini_imagenet import load_mini_imagenet
 from fewstep.data.table import ImageTable
 from fewstep.distributed import from_first
 from fewstep.errors import InputError
 from fewstep.progress import narrate
 from fewstep.protocol import Protocol
-from fewstep.recipes.base import Split
 from fewstep.recipes.classification import ClassificationRecipe
 from fewstep.run import Run
 

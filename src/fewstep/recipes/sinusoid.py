@@ -13,10 +13,11 @@ from fewstep import models
 from fewstep.baselines import Baseline, average_of_tasks, pretrain_on_tasks
 from fewstep.baselines.multitask import Regulariser
 from fewstep.data.episodes import Episodes
+from fewstep.data.layouts import Split
 from fewstep.data.sinusoid import SinusoidEpisodes
 from fewstep.functional import Loss
 from fewstep.protocol import Protocol
-from fewstep.recipes.base import Recipe, Split
+from fewstep.recipes.base import Recipe
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
