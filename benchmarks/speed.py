@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import contenders, workloads
 from benchmarks.charts import chart
-from benchmarks.contenders.matrix_product import FLOPS
+from benchmarks.contenders.matrix_product import flops
 from benchmarks.memory import KEEP, MALLOC
 from benchmarks.results import LAYOUTS, Entry, Fresh, Layout, Result, load
 from benchmarks.tables import as_markdown, as_table
@@ -53,6 +54,8 @@ class Options:
     """Tasks in a meta-step; 0 takes as many as the workload says."""
     cores: int = 2
     """Threads, or processes of one thread each."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to compute."""
     fresh: bool = True
     """Also measure the first step and the peak memory, in processes of their own."""
     limit: float = 180.0
@@ -84,37 +87,56 @@ class Runner:
         return best.seconds
 
 
-def compare(name: str, options: Options, console: Console) -> Result:
-    """The best variant of each contender in each layout, in rounds."""
-    tasks = options.tasks or TASKS[name]
-    workload = WORKLOADS[name](tasks)
-    rounding = workload.rounding(2 if options.repeats == 1 else 8)
-    result = Result(name, tasks, options.cores, meta_step_flops(workload), rounding)
-    runners: list[Runner] = []
-    truth: torch.Tensor | None = None
-    try:
+@dataclass
+class Comparison:
+    """The best variants of all contenders on a workload in each layout, as soon as they are found."""
+
+    result: Result
+    workload: Workload
+    found: list[Future[Runner | None]]
+
+    @classmethod
+    def start(cls, name: str, options: Options, console: Console, pool: Executor) -> Comparison:
+        """Have the pool find them."""
+        tasks = options.tasks or TASKS[name]
+        workload = WORKLOADS[name](tasks)
+        rounding = workload.rounding(2 if options.repeats == 1 else 8)
+        result = Result(name, tasks, options.cores, meta_step_flops(workload), rounding)
+        comparison = cls(result, replace(workload, device=options.device), [])
+        on_gpu = options.device == "cuda"  # which has no use for several processes
         for family in _families(options):
             if reason := contenders.missing(family):
                 result.skipped[family] = reason
                 continue
-            for layout in LAYOUTS if options.cores > 1 else LAYOUTS[:1]:
-                if (runner := _best_variant(family, layout, workload, options, result, console)) is None:
-                    continue
-                if family != MACHINE:
-                    truth = runner.group.gradient if truth is None else truth
-                    first = runner.entry.family == YARDSTICK
-                    runner.entry.error = result.rounding if first else agreement(runner.group.gradient, truth)
-                runners.append(runner)
+            for layout in LAYOUTS[on_gpu or options.cores == 1 :]:
+                about = (family, layout, comparison.workload, options, result, console)
+                comparison.found.append(pool.submit(_best_variant, *about))
+        return comparison
+
+    @property
+    def runners(self) -> list[Runner]:
+        """All that are alive."""
+        return [runner for each in self.found if (runner := each.result()) is not None]
+
+    def go(self, options: Options, console: Console) -> Result:
+        """Let all take turns, with nothing else on the machine."""
+        result, runners = self.result, self.runners
+        truth = next(runner.group.gradient for runner in runners if runner.entry.family == YARDSTICK)
+        for entry, group in [(runner.entry, runner.group) for runner in runners]:
+            if entry.family != MACHINE:
+                entry.error = result.rounding if entry.family == YARDSTICK else agreement(group.gradient, truth)
         _rounds(runners, options.repeats, console)
-    finally:
-        for runner in runners:
+        result.entries = [runner.entry for runner in runners]
+        seen = [share for runner in runners for share in runner.foreign]
+        result.foreign = sum(seen) / len(seen)
+        if options.fresh:
+            _measure_fresh(result, options, console)
+        return result
+
+    def close(self) -> None:
+        """End all processes."""
+        for runner in self.runners:
             runner.group.close()
-    result.entries = [runner.entry for runner in runners]
-    seen = [share for runner in runners for share in runner.foreign]
-    result.foreign = sum(seen) / len(seen)
-    if options.fresh:
-        _measure_fresh(result, options, console)
-    return result
 
 
 def _families(options: Options) -> list[str]:
@@ -133,7 +155,7 @@ def _best_variant(family: str, layout: Layout, workload: Workload, options: Opti
     before = next(iter(heats.values()), {})
     own = heats.setdefault(layout, {})
     for variant, choice in contenders.variants(family, workload).items():
-        job = Job(workload.name, workload.tasks.size, family, choice)
+        job = Job(workload.name, workload.tasks.size, family, choice, device=options.device)
         known = [seconds for found in heats.values() for seconds in found.values()]
         fastest = min(known) if known and family != MACHINE else inf
         if before and before.get(variant, inf) > HOPELESS * fastest:  # nor has it a chance in another layout
@@ -170,7 +192,7 @@ def _measure_fresh(result: Result, options: Options, console: Console) -> None:
     """The first step of a new process with an empty and with a filled cache of compiled code; the peak memory."""
     for family in dict.fromkeys(entry.family for entry in result.entries if entry.family != MACHINE):
         entry = result.of(family)[0]
-        job = Job(result.workload, result.tasks, family, entry.options)
+        job = Job(result.workload, result.tasks, family, entry.options, device=options.device)
         with tempfile.TemporaryDirectory() as folder:
             caches = {
                 "TORCHINDUCTOR_CACHE_DIR": folder,
@@ -186,7 +208,8 @@ def _measure_fresh(result: Result, options: Options, console: Console) -> None:
                     result.skipped[f"{family} (fresh)"] = str(error)
                     break
                 first.append(group.first_step)
-                if environment is not caches and Path("/proc/self/clear_refs").exists():
+                counted = options.device == "cuda" or Path("/proc/self/clear_refs").exists()
+                if environment is not caches and counted:
                     peak = group.peak()
                 group.close()
         if len(first) == 2:
@@ -205,6 +228,19 @@ def meta_step_flops(workload: Workload) -> int:
     return int(counter.get_total_flops()) * workload.tasks.size
 
 
+def finish(comparison: Comparison, options: Options, console: Console, origin: str) -> None:
+    """Time, write and print one."""
+    try:
+        result = comparison.go(options, console)
+    finally:
+        comparison.close()
+    result.origin = origin
+    result.save(options.out, flops(options.device))
+    console.print(as_table(result))
+    for who, why in result.skipped.items():
+        console.print(f"{who}: {why}", highlight=False)
+
+
 def main(options: Options) -> None:
     """Time one second-order meta-step with Adam: ours beside the peers that are installed."""
     if options.cores > len(usable_cores()):
@@ -213,13 +249,13 @@ def main(options: Options) -> None:
     console = Console(width=None if sys.stdout.isatty() else 150)
     options.out.mkdir(parents=True, exist_ok=True)
     origin = workloads.origin("benchmarks.speed")
-    for name in WORKLOADS if options.workload == "all" else [options.workload]:
-        result = compare(name, options, console)
-        result.origin = origin
-        result.save(options.out, FLOPS)
-        console.print(as_table(result))
-        for who, why in result.skipped.items():
-            console.print(f"{who}: {why}", highlight=False)
+    names = list(WORKLOADS) if options.workload == "all" else [options.workload]
+    on_gpu = options.device == "cuda"  # then all get ready at once, each on a core, before the first is timed
+    for some in [names] if on_gpu else [[name] for name in names]:
+        with ThreadPoolExecutor(len(usable_cores()) if on_gpu else 1) as pool:
+            comparisons = [Comparison.start(name, options, console, pool) for name in some]
+        for comparison in comparisons:
+            finish(comparison, options, console, origin)
     results = [load(path) for known in WORKLOADS if (path := options.out / f"{known}.json").exists()]
     (options.out / "speed.md").write_text("\n\n".join(as_markdown(result) for result in results) + "\n")
     chart(results, options.out / "speed.png")

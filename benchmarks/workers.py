@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -26,6 +27,11 @@ from benchmarks.results import Layout
 from benchmarks.workloads import WORKLOADS
 
 What = Literal["step", "meta_gradient"]
+
+
+# JAX would round the factors of products to 10 bits on a GPU, and take most of its memory.
+ON_GPU = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+_ONE_AT_A_TIME = threading.Lock()  # processes are started under an environment of their own
 
 
 class FailureError(Exception):
@@ -43,10 +49,12 @@ class Job:
     part: int = 0
     parts: int = 1
     cores: tuple[int, ...] = ()
+    device: str = "cpu"
 
     def build(self) -> contenders.Contender:
         """The contender on its part of the tasks."""
         workload = WORKLOADS[self.workload](self.tasks).share(self.part, self.parts)
+        workload = workload if self.family == "jax" else workload.to(self.device)  # JAX finds its device itself
         return contenders.build(self.family, workload, self.options)
 
 
@@ -69,10 +77,15 @@ class Group:
         barrier = context.Barrier(parts)
         self.connections: list[Connection[Any, Any]] = []
         self.processes = []
-        with _environment({"OMP_NUM_THREADS": str(cores // parts), **environment}):
+        environment = {
+            **environment,
+            "OMP_NUM_THREADS": str(cores // parts),
+            **(ON_GPU if job.device == "cuda" else {}),
+        }
+        with _ONE_AT_A_TIME, _environment(environment):
             for part in range(parts):
                 own = tuple(available) if parts == 1 else (available[part],)
-                share = Job(job.workload, job.tasks, job.family, job.options, part, parts, own)
+                share = replace(job, part=part, parts=parts, cores=own)
                 here, there = context.Pipe()
                 process = context.Process(target=serve, args=(there, barrier, share, cores // parts), daemon=True)
                 process.start()
@@ -133,16 +146,18 @@ def serve(connection: Connection[Any, Any], barrier: Barrier, job: Job, threads:
     if job.cores and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, job.cores)
     torch.set_num_threads(threads)
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch would let convolutions round to 10 bits
     try:
         contender = job.build()
         start = time.perf_counter()
         gradient = contender.gradient()
         seconds = time.perf_counter() - start
         contender.step()
+        finish()
     except Exception as error:  # whatever a peer throws is its result
         connection.send(FailureError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
         return
-    connection.send((gradient.numpy(), seconds))
+    connection.send((gradient.cpu().numpy(), seconds))
     while True:
         try:
             what, count = connection.recv()
@@ -157,15 +172,24 @@ def _timed(step: Any, count: int) -> tuple[float, float]:
     start, cpu = time.perf_counter(), time.process_time()
     for _ in range(count):
         step()
+    finish()
     return time.perf_counter() - start, time.process_time() - cpu
+
+
+def finish() -> None:
+    """Wait until a GPU has done what it was asked for."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
 
 
 def _peak(contender: contenders.Contender) -> int:
     import gc
 
-    from fewstep.footprint import process_status, reset_resident_peak
+    from fewstep.footprint import footprint, process_status, reset_resident_peak
 
     gc.collect()
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return footprint(contender.meta_gradient, torch.device("cuda")) or 0
     base = reset_resident_peak()
     contender.meta_gradient()
     return process_status("VmHWM") - base

@@ -30,6 +30,7 @@ class Workload:
     """A model to meta-train, tasks for it, and the setting of its inner loop.
 
     turn : meta-steps in a row that are timed together: several where one is short, as in training
+    device : where it is to be computed
     """
 
     name: str
@@ -40,6 +41,7 @@ class Workload:
     steps: int
     adapt: str = "*"
     turn: int = 1
+    device: str = "cpu"
 
     @property
     def tiny(self) -> bool:
@@ -56,6 +58,10 @@ class Workload:
         size = self.tasks.size
         low, high = part * size // parts, (part + 1) * size // parts
         return replace(self, tasks=self.tasks.select(slice(low, high)))
+
+    def to(self, device: str) -> Workload:
+        """The same, computed on a device."""
+        return replace(self, model=self.model.to(device), tasks=self.tasks.to(device), device=device)
 
     def ours(self, **options: Any) -> Learner:
         """The learner of this library."""

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
+# For a machine with a GPU: FEWSTEP_TEST_DEVICE=cuda makes tensors and models there where a test names no device.
+if device := os.environ.get("FEWSTEP_TEST_DEVICE"):
+    torch.set_default_device(device)
 
 
 @pytest.fixture(scope="session")

@@ -10,21 +10,24 @@ from torch import Tensor
 from benchmarks.workloads import Workload
 
 NEEDS = None
-SIDE = 2048
-FLOPS = 2 * SIDE**3
+SIDES = {"cpu": 2048, "cuda": 8192}
+
+
+def flops(device: str) -> int:
+    """Of one product."""
+    return 2 * SIDES[device] ** 3
 
 
 def variants(workload: Workload) -> dict[str, dict[str, Any]]:
     """The workload has no part in it."""
-    return {f"{SIDE} x {SIDE}": {}}
+    return {f"{SIDES[workload.device]} x {SIDES[workload.device]}": {}}
 
 
 class MatrixProduct:
     """One product is a step."""
 
-    def __init__(self) -> None:
-        self.left, self.right = torch.rand(2, SIDE, SIDE)
-        self.out = torch.empty(SIDE, SIDE)
+    def __init__(self, device: str) -> None:
+        self.left, self.right, self.out = torch.rand(3, SIDES[device], SIDES[device], device=device)
 
     def gradient(self) -> Tensor:
         self.step()
@@ -39,4 +42,4 @@ class MatrixProduct:
 
 def build(workload: Workload) -> MatrixProduct:
     """The same for every workload."""
-    return MatrixProduct()
+    return MatrixProduct(workload.device)

@@ -24,11 +24,23 @@ ATTENTION: list[dict[str, Any]] = [{"compile": "pieces"}, {"compile": "step", "m
 FEW_STEPS: list[dict[str, Any]] = [{"compile": "step", "chunk": size, "convolution": "matmul"} for size in (2, 1)]
 MANY_STEPS: list[dict[str, Any]] = [{"compile": "pieces", "keep": True, "chunk": 1, "convolution": "matmul"}]
 LARGE: list[dict[str, Any]] = [{"compile": "pieces", "keep": True, "method": "loop", "convolution": "channels_last"}]
+# On a GPU: a step is a graph of kernels, and all tasks go at once.
+GPU_EAGER: list[dict[str, Any]] = [{}, {"convolution": "matmul"}]
+GPU: list[dict[str, Any]] = [
+    {"compile": "step", "convolution": "matmul"},
+    {"compile": "pieces", "convolution": "matmul"},
+]
+GPU_LARGE: list[dict[str, Any]] = [
+    *GPU[1:], {"compile": "pieces", "method": "loop", "convolution": "channels_last"}
+]  # fmt: skip
 
 
 def variants(workload: Workload, compiled: bool = False) -> dict[str, dict[str, Any]]:
     """The engines that are worth a try on this workload."""
-    if not compiled:
+    if workload.device == "cuda":
+        large = workload.name.startswith("mini")
+        found = [{**options, "graph": True} for options in ((GPU_LARGE if large else GPU) if compiled else GPU_EAGER)]
+    elif not compiled:
         found = [options for options in EAGER if options.get("chunk", 0) <= workload.tasks.size]
         found = found[:1] if workload.tiny else found
     elif workload.name == "sinusoid":

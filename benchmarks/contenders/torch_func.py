@@ -64,7 +64,8 @@ def composite(model: nn.Module) -> nn.Module:
 
 def variants(workload: Workload) -> dict[str, dict[str, Any]]:
     """All tasks at once, or few at a time: caches are small."""
-    chunks = [chunk for chunk in (1, 2, 4, 8) if chunk < workload.tasks.size and not workload.tiny]
+    sizes = () if workload.device == "cuda" else (1, 2, 4, 8)
+    chunks = [chunk for chunk in sizes if chunk < workload.tasks.size and not workload.tiny]
     return {"all tasks": {}} | {f"{chunk} at a time": {"chunk": chunk} for chunk in chunks}
 
 

@@ -15,7 +15,7 @@ NEEDS = "jax"
 
 def variants(workload: Workload) -> dict[str, dict[str, Any]]:
     """Ways over the tasks, and for pictures the layouts of the convolution."""
-    over = ["map", "vmap", "loop"]
+    over = ["vmap"] if workload.device == "cuda" else ["map", "vmap", "loop"]
     if workload.name in ("sinusoid", "transformer"):
         return {way: {"over": way} for way in over}
     return {

@@ -47,6 +47,8 @@ class Engine:
     keep : with compiled pieces, what the matrix products, convolutions and random generators of an inner step gave,
         and what is small, is kept for its derivative and not computed again. That takes less time, and memory for each
         step and task.
+    graph : on a CUDA GPU, a whole training step (`MetaStep`) is recorded as a graph of kernels and replayed, compiled
+        or not: no time goes into launching them
     precision : "bfloat16" computes the loss in it where autocast says so; the inner updates, the meta-gradient and
         theta of each step stay in the parameters' own precision
     """
@@ -57,6 +59,7 @@ class Engine:
     product: Literal["reverse", "forward"] = "reverse"
     convolution: Convolution = "native"
     keep: bool = False
+    graph: bool = False
     precision: Literal["full", "bfloat16"] = "full"
 
     def __post_init__(self) -> None:
@@ -193,7 +196,8 @@ class Runner:
     def recorded(self, key: Any, tensors: Sequence[Tensor], record: Callable[[], Any]) -> Any:
         """What `record` compiled for this key and such tensors.
 
-        Where it fails it warns and gives None. From then on nothing is kept, or where nothing was, nothing compiled.
+        Where it fails it warns and gives None. From then on there is no graph; or where there was none, nothing is
+        kept; or where nothing was, nothing compiled.
         """
         device = tensors[-1].device
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
@@ -211,12 +215,21 @@ class Runner:
                 raise RuntimeError(f"the model, or the tasks' shapes, changed {MOST_COMPILED} times")
             return record()
         except Exception as error:  # compilers fail in any way
-            keep, compile = self.engine.keep, self.engine.compile
-            self.engine = replace(self.engine, keep=False, compile=compile if keep else "no")
+            what = self._leave_out()
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            what = "keep" if keep else "compilation"
             warnings.warn(f"running without {what}, which failed: {reason}", FallbackWarning, stacklevel=2)
             return None
+
+    def _leave_out(self) -> str:
+        """Go on without the most that the engine asks for, and say what that is."""
+        if self.engine.graph:
+            self.engine = replace(self.engine, graph=False)
+            return "a CUDA graph"
+        if self.engine.keep:
+            self.engine = replace(self.engine, keep=False)
+            return "keep"
+        self.engine = replace(self.engine, compile="no")
+        return "compilation"
 
 
 def joined(parts: Sequence[Sequence[Tensor]], summed: Sequence[bool] | None) -> list[Tensor]:

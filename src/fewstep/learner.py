@@ -251,7 +251,7 @@ class Learner(nn.Module):
         What is compiled was checked when it was; as long as nothing has changed since, it is not checked again. The
         context gives what that goes by, the same object as long as it is equal.
         """
-        if self.engine.compile == "no":
+        if self.engine.compile == "no" and not self.engine.graph:
             return self._checking(tasks)
         if self._watched[0] is not self.update:  # another rule: what was compiled has the old one in it
             self.engine = self.engine

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fewstep.cuda_graph import Recording
 from fewstep.errors import DivergenceError
 from fewstep.learner import Learner
 from fewstep.task import Task, quickly_flat
 from fewstep.unrolled import Unrolled
 
 Average = Callable[[Tensor, int], Tensor]
+Gradient = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class MetaStep:
@@ -25,7 +28,8 @@ class MetaStep:
         processes
 
     With an engine that compiles the whole step and takes all tasks at once, the step of a plain Adam is part of the
-    compiled call: no parameter has a `grad` then, and hooks on gradients do not run.
+    compiled call, and with one that records a CUDA graph, of the graph: no parameter has a `grad` then, and hooks on
+    gradients do not run.
 
     >>> import fewstep
     >>> model = torch.nn.Linear(1, 1, bias=False)          # L = (w x - y)^2, so w' = w - 2 alpha x (w x - y)
@@ -45,7 +49,7 @@ class MetaStep:
         self._own: list[Tensor] = []
         self._trained: list[Tensor] = []
         self._flags: list[bool] = []
-        self._step: tuple[Any, Callable[..., tuple[Tensor, Tensor]]] | None = None
+        self._step: tuple[Any, Callable[..., tuple[Tensor, ...]]] | None = None
 
     def __call__(self, tasks: Task, lr: float) -> Tensor:
         """Raises `DivergenceError`, before anything has moved, where the loss or a gradient is not finite."""
@@ -80,9 +84,19 @@ class MetaStep:
         return losses.mean()
 
     def _is_one_call(self, tasks: Task) -> bool:
+        whole = self._is_recorded() or self._is_compiled(tasks)
+        return whole and self.average is None and _is_plain(self.optimizer)
+
+    def _is_recorded(self) -> bool:
+        """Whether the step is a CUDA graph: only what is a function of tensors alone can be."""
+        on_gpu = next(self.learner.parameters()).device.type == "cuda"
+        return self.learner.engine.graph and on_gpu and self.learner.unrollable
+
+    def _is_compiled(self, tasks: Task) -> bool:
+        """Whether gradient and Adam are one compiled function."""
         engine = self.learner.engine
-        whole = engine.compile == "step" and engine.method == "vmap" and self.average is None
-        return whole and (engine.chunk is None or engine.chunk >= tasks.size) and _is_plain(self.optimizer)
+        whole = engine.compile == "step" and engine.method == "vmap"
+        return whole and (engine.chunk is None or engine.chunk >= tasks.size)
 
     def _one_call(self, tasks: Task, lr: float) -> Tensor | None:
         """None where the optimizer does not have all that is trained."""
@@ -103,7 +117,7 @@ class MetaStep:
             rates = self._own[0].new_tensor([lr / (1 - beta1**done), (1 - beta2**done) ** 0.5])
             averages = [state[key] for key in ("exp_avg", "exp_avg_sq") for state in states]
             tensors = [*self._own, *quickly_flat(tasks)[0], *averages, rates]
-            loss, finite = self.learner.runner.call(*self._step, tensors, "step")
+            loss, finite = self._run(tensors)
         _check_finite(finite)
         torch._foreach_add_([state["step"] for state in states], 1)
         return loss
@@ -117,9 +131,42 @@ class MetaStep:
         self._trained = [self._own[i] for i in wanted]
         held, once = set(about[-1]), len(set(map(id, self._own))) == len(self._own)
         whole = once and wanted and all(id(parameter) in held for parameter in self._trained)
-        step = partial(_adam, problem, len(tensors), wanted, self.clip, *constants)
-        self._step = (("adam", wanted, self.clip, constants, problem.key), step) if whole else None
+        gradients_of = self._gradients_of(problem, tasks, wanted)
+        adam = partial(_adam, gradients_of, len(tensors), wanted, self.clip, *constants)
+        key = ("adam", wanted, self.clip, constants, problem.key)
+        step = partial(self._compiled, key, adam) if self._is_compiled(tasks) else adam
+        self._step = (key, step) if whole else None
         self._about = about
+
+    def _gradients_of(self, problem: Unrolled, tasks: Task, wanted: tuple[int, ...]) -> Gradient:
+        """The losses [B] and their total gradient as a function of the problem's tensors, the way the engine says."""
+        if self._is_compiled(tasks):
+            return partial(problem.over_tasks, wanted=wanted)
+        if self.learner.engine.compile == "step":
+            return partial(problem.gradient, wanted=wanted, total=True)
+        form = tree_flatten(tasks)[1]
+
+        def by_pieces(tensors: Sequence[Tensor]) -> list[Tensor]:
+            own = [tensors[i] for i in wanted]
+            with torch.enable_grad():
+                losses = self.learner.outer(self.learner, tree_unflatten(tensors[len(problem.names) :], form))
+                total = losses.sum()
+            return [losses.detach(), *torch.autograd.grad(total, own, allow_unused=True, materialize_grads=True)]
+
+        return by_pieces
+
+    def _compiled(self, key: Any, step: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+        return self.learner.runner.call(key, step, tensors, "step")
+
+    def _run(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """The step in one call, recorded where the engine says so and it can be."""
+        assert self._step is not None
+        key, step = self._step
+        if not self._is_recorded():
+            return step(*tensors)
+        tasks = range(len(self._own), len(tensors) - 1 - 2 * len(self._trained))
+        record = partial(Recording, step, tensors, [*tasks, len(tensors) - 1])
+        return (self.learner.runner.recorded(("graph", key), tensors, record) or step)(*tensors)
 
     def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """Adam's state of a parameter; where there is none yet, as Adam itself starts it."""
@@ -148,15 +195,16 @@ def _check_finite(finite: Tensor) -> None:
         )
 
 
-def _adam(problem: Unrolled, count: int, wanted: tuple[int, ...], clip: float | None, beta1: float, beta2: float,
-          eps: float, *inputs: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _adam(gradients_of: Gradient, count: int, wanted: tuple[int, ...], clip: float | None, beta1: float, beta2: float,
+          eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
     """The loss and whether all is finite, after `torch.optim.Adam`'s step in place (Kingma and Ba 2015, Algorithm 1).
 
+    gradients_of : gives the losses [B] and their total gradient by the tensors at `wanted`
     inputs : the problem's tensors, `count` of them; the moving averages of the gradients by those at `wanted`, and of
         their squares; and the two numbers lr / (1 - beta1^t) and sqrt(1 - beta2^t)
     """
     tensors, averages, rates = inputs[:count], inputs[count:-1], inputs[-1]
-    losses, *gradients = problem.over_tasks(tensors, wanted)
+    losses, *gradients = gradients_of(tensors)
     loss = losses.mean()
     finite = torch.stack([loss, *[gradient.sum() for gradient in gradients]]).sum().isfinite()
     for i, total, mean, square in zip(wanted, gradients, averages[: len(wanted)], averages[len(wanted) :], strict=True):

@@ -26,11 +26,10 @@ class Moment:
 
     @classmethod
     def now(cls, device: torch.device) -> Moment:
-        accelerator = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(*_which(device))
         return cls(
             device,
             torch.get_rng_state(),
-            accelerator,
+            None if device.type == "cpu" or _is_recorded(device) else _state(device),
             torch.is_autocast_enabled(device.type),
             torch.get_autocast_dtype(device.type),
         )
@@ -58,6 +57,16 @@ class Moment:
             torch.set_rng_state(self.cpu)
         if self.accelerator is not None:
             torch.get_device_module(self.device).set_rng_state(self.accelerator, *_which(self.device))
+
+
+def _state(device: torch.device) -> Tensor:
+    state: Tensor = torch.get_device_module(device).get_rng_state(*_which(device))
+    return state
+
+
+def _is_recorded(device: torch.device) -> bool:
+    """Whether a CUDA graph is being recorded: its generator tells no state, and what draws is not recorded."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _changed(before: Tensor | None, now: Tensor | None) -> Tensor | None:

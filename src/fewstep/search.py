@@ -53,7 +53,8 @@ class Search:
     """
 
     def __init__(self, bench: Bench, seconds: float, limit: int | None, fixed: Mapping[str, Any]) -> None:
-        self.bench, self.limit, self.fixed = bench, limit, fixed
+        graph = {"graph": True} if bench.device.type == "cuda" and bench.learner.unrollable else {}
+        self.bench, self.limit, self.fixed = bench, limit, {**graph, **fixed}
         start = trials.clock()
         self.ceiling = free_memory(bench.device) if limit is None else limit
         self.chunks = [fixed["chunk"]] if "chunk" in fixed else chunk_sizes(bench.tasks.size)
@@ -73,7 +74,13 @@ class Search:
         self._measure(self.loop)
 
     def go(self) -> None:
-        """Try engines as long as there is time."""
+        """Try engines as long as there is time, and those without a CUDA graph only where none can have one."""
+        self._go()
+        if self.fixed.get("graph") and not self._ranked(compiled=False) + self._ranked(compiled=True):
+            self.fixed["graph"] = False
+            self._go()
+
+    def _go(self) -> None:
         fixed = {name: value for name, value in self.fixed.items() if name not in COMPILED}
         if "chunk" not in fixed:
             self._attempt(_changed(LOOP, **fixed))

@@ -40,7 +40,8 @@ class Episodes(ABC):
     def __getitem__(self, index: int) -> Task:
         if index < 0:
             raise InputError(f"episodes are numbered from 0, but {index} came")
-        return self.draw(numbered_generator(self.seed, index))
+        with torch.device("cpu"):  # where random numbers come from, whatever the default device
+            return self.draw(numbered_generator(self.seed, index))
 
     def __iter__(self) -> Iterator[Task]:
         index = 0
@@ -52,7 +53,7 @@ class Episodes(ABC):
 def numbered_generator(seed: int, index: int) -> torch.Generator:
     """A generator of its own for each pair of numbers; neighbours are unrelated."""
     digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ class ClassEpisodes(Episodes):
         turns = torch.randint(4, shape, generator=generator)
         x = table.pick(chosen[..., None], picked).to(self.device)
         if self.rotate:
-            x = rotate_quarters(x, turns.to(x.device))
+            x = rotate_quarters(x, turns)
         x = x.float().div_(255)
         if self.augment is not None and self.views == 1:
             x = self.augment(x, generator)
@@ -125,8 +126,8 @@ class ClassEpisodes(Episodes):
 
 def rotate_quarters(x: Tensor, turns: Tensor) -> Tensor:
     """Turn x [tasks, ways, ..., side, side] by `turns` [tasks, ways] quarters, counter-clockwise."""
-    turned = x.clone()
-    for quarter in (1, 2, 3):
-        where = turns == quarter
-        turned[where] = torch.rot90(x[where], quarter, (-2, -1))
+    turns = turns.reshape(*turns.shape, *[1] * (x.dim() - 2)).to(x.device)
+    turned = x
+    for quarter in (1, 2, 3):  # without asking where: a GPU would have to answer first
+        turned = torch.where(turns == quarter, torch.rot90(x, quarter, (-2, -1)), turned)
     return turned
