@@ -26,20 +26,19 @@ MANY_STEPS: list[dict[str, Any]] = [{"compile": "pieces", "keep": True, "chunk":
 LARGE: list[dict[str, Any]] = [{"compile": "pieces", "keep": True, "method": "loop", "convolution": "channels_last"}]
 # On a GPU: a step is a graph of kernels, and all tasks go at once.
 GPU_EAGER: list[dict[str, Any]] = [{}, {"convolution": "matmul"}]
-GPU: list[dict[str, Any]] = [
-    {"compile": "step", "convolution": "matmul"},
-    {"compile": "pieces", "convolution": "matmul"},
-]
-GPU_LARGE: list[dict[str, Any]] = [
-    *GPU[1:], {"compile": "pieces", "method": "loop", "convolution": "channels_last"}
-]  # fmt: skip
+GPU_FEW_STEPS: list[dict[str, Any]] = [{"compile": "step", "convolution": "matmul"}]
+GPU_MANY_STEPS: list[dict[str, Any]] = [{"compile": "pieces", "keep": True, "convolution": "matmul"}]
+GPU_LARGE: list[dict[str, Any]] = [{"compile": "pieces", "keep": True}, *LARGE]
 
 
 def variants(workload: Workload, compiled: bool = False) -> dict[str, dict[str, Any]]:
     """The engines that are worth a try on this workload."""
     if workload.device == "cuda":
-        large = workload.name.startswith("mini")
-        found = [{**options, "graph": True} for options in ((GPU_LARGE if large else GPU) if compiled else GPU_EAGER)]
+        found = GPU_EAGER
+        if compiled:
+            found = GPU_FEW_STEPS if workload.steps == 1 else GPU_MANY_STEPS
+            found = GPU_LARGE if workload.name.startswith("mini") else found
+        found = [{**options, "graph": True} for options in found]
     elif not compiled:
         found = [options for options in EAGER if options.get("chunk", 0) <= workload.tasks.size]
         found = found[:1] if workload.tiny else found

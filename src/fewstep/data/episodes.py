@@ -125,9 +125,9 @@ class ClassEpisodes(Episodes):
 
 
 def rotate_quarters(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn x [tasks, ways, ..., side, side] by `turns` [tasks, ways] quarters, counter-clockwise."""
-    turns = turns.reshape(*turns.shape, *[1] * (x.dim() - 2)).to(x.device)
-    turned = x
-    for quarter in (1, 2, 3):  # without asking where: a GPU would have to answer first
-        turned = torch.where(turns == quarter, torch.rot90(x, quarter, (-2, -1)), turned)
+    """Turn x [tasks, ways, ..., side, side] by `turns` [tasks, ways] quarters, counter-clockwise. turns : on the CPU"""
+    turned = x.clone()
+    for quarter in (1, 2, 3):
+        where = (turns == quarter).nonzero(as_tuple=True)  # on the CPU, where no GPU has to be waited for
+        turned[where] = torch.rot90(x[where], quarter, (-2, -1))
     return turned
