@@ -15,6 +15,7 @@ from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import torch
 import tyro
 from rich.console import Console
 
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # the process is ours
         keep_freed_memory()
+        torch.backends.cudnn.allow_tf32 = False  # on a GPU float32 is float32, in convolutions too
     warnings.showwarning = lambda message, *_: print(f"fewstep: {message}", file=sys.stderr)
     is_rank = argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1
     code: str | int | None = 0
