@@ -100,9 +100,10 @@ class Comparison:
         """Have the pool find them."""
         tasks = options.tasks or TASKS[name]
         workload = WORKLOADS[name](tasks)
-        rounding = workload.rounding(2 if options.repeats == 1 else 8)
-        result = Result(name, tasks, options.cores, meta_step_flops(workload), rounding)
-        comparison = cls(result, replace(workload, device=options.device), [])
+        operations = meta_step_flops(workload)
+        rounding = workload.to(options.device).rounding(2 if options.repeats == 1 else 8)
+        result = Result(name, tasks, options.cores, operations, rounding)
+        comparison = cls(result, workload.to(options.device), [])
         on_gpu = options.device == "cuda"  # which has no use for several processes
         for family in _families(options):
             if reason := contenders.missing(family):

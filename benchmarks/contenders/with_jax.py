@@ -18,9 +18,8 @@ def variants(workload: Workload) -> dict[str, dict[str, Any]]:
     over = ["vmap"] if workload.device == "cuda" else ["map", "vmap", "loop"]
     if workload.name in ("sinusoid", "transformer"):
         return {way: {"over": way} for way in over}
-    return {
-        f"{way}, {layout}": {"over": way, "layout": layout} for layout in ("patches", "NHWC", "NCHW") for way in over
-    }
+    layouts = ["patches", "NHWC"] if workload.device == "cuda" else ["patches", "NHWC", "NCHW"]
+    return {f"{way}, {layout}": {"over": way, "layout": layout} for layout in layouts for way in over}
 
 
 class JaxContender:

@@ -134,6 +134,8 @@ def guard(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool, batc
     objective.check_running_statistics()
     written, looked = objective.buffer_versions(), False
     try:
+        if tree_leaves(tasks.support)[0].is_cuda and not objective.looked_at:
+            _check_labels(objective, tasks)
         look_once(objective, tasks, of_one, exact=exact)
         looked = True
         yield
@@ -154,6 +156,26 @@ def guard(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool, batc
             ) from error
         raise
     objective.check_buffers(written)
+
+
+@torch.no_grad()
+def _check_labels(objective: Objective, tasks: Task) -> None:
+    """Ask the loss on the CPU, which raises, about labels: by one that is no class, a GPU is lost to the process."""
+    for name, batch in tasks._asdict().items():
+        if not is_pair(batch) or batch[1].is_floating_point():
+            continue
+        x, y = batch
+        try:
+            prediction = objective.model(x[0]).cpu()
+        except Exception:  # said in other words where it is computed
+            return
+        for task, labels in enumerate(y.cpu()):
+            try:
+                objective.module.loss(prediction, labels)
+            except IndexError:
+                _check_pair(objective, name, (x[task], y[task]))
+            except Exception:
+                return
 
 
 @torch.no_grad()

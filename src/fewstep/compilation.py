@@ -76,13 +76,15 @@ def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    options: dict[str, Any] = {
-        "fallback_random": True,  # a recomputation draws what the forward pass drew
-        "cpp_wrapper": examples[0].device.type == "cpu",  # many short kernels: the time between them counts
+    options: dict[str, Any] = {"fallback_random": True}  # a recomputation draws what the forward pass drew
+    on_cpu: dict[str, Any] = {
+        "cpp_wrapper": True,  # many short kernels: the time between them counts
         "unroll_reductions_threshold": 1,  # short sums as loops: half the code
         "realize_reads_threshold": 8,  # rather compute again than write and read: memory is slow
         "realize_opcount_threshold": 60,
     }
+    if examples[0].device.type == "cpu":
+        options |= on_cpu
     for node in graph.graph.find_nodes(op="placeholder"):
         node.meta.pop("val", None)  # what Inductor would take for the examples
     # Inductor keeps on disk only what was compiled under an environment of shapes; these are fixed.

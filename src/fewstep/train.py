@@ -7,13 +7,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from fewstep.data.episodes import Episodes
+from fewstep.data.episodes import Ahead, Episodes
 from fewstep.diagnose import where_not_finite
 from fewstep.distributed import (
     average_gradients,
@@ -80,12 +80,13 @@ def train(
     optimizer = torch.optim.Adam(learner.parameters(), lr=training.lr)
     step, best, seconds = _resume(learner, optimizer, run)
     started = time.monotonic() - seconds
-    with _stop_requested() as stop:
+    on_gpu = next(learner.parameters()).device.type == "cuda"
+    with _stop_requested() as stop, Ahead(episodes) if on_gpu else nullcontext(episodes) as drawn:
         together = _Together(learner, stop)
         meta_step = MetaStep(learner, optimizer, training.clip, together.average if ranks() > 1 else None)
         while step < training.iterations:  # line 2
             learner.iteration = step
-            tasks = episodes[step]  # lines 3, 5, 8
+            tasks = drawn[step]  # lines 3, 5, 8
             with _divergence_explained(learner, tasks, step):
                 loss = meta_step(share(tasks), training.lr_at(step))  # lines 4, 6, 7, 9 and 10, by Adam
             stopped = together.stopped if ranks() > 1 else stop.is_set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,6 +55,36 @@ def numbered_generator(seed: int, index: int) -> torch.Generator:
     """A generator of its own for each pair of numbers; neighbours are unrelated."""
     digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+class Ahead:
+    """`ahead[i]` is `episodes[i]`; a thread draws the next batch meanwhile, while a GPU is busy with this one.
+
+    >>> from fewstep.data import SinusoidEpisodes
+    >>> with Ahead(SinusoidEpisodes(tasks=2)) as ahead:
+    ...     torch.equal(ahead[3].query[1], SinusoidEpisodes(tasks=2)[3].query[1])
+    True
+    """
+
+    def __init__(self, episodes: Episodes) -> None:
+        self.episodes = episodes
+        self._pool = ThreadPoolExecutor(1)
+        self._next: tuple[int, Future[Task]] | None = None
+
+    def __getitem__(self, index: int) -> Task:
+        number, drawn = self._next or (-1, None)
+        future = drawn if drawn is not None and number == index else self._drawn(index)
+        self._next = index + 1, self._drawn(index + 1)
+        return future.result()
+
+    def _drawn(self, index: int) -> Future[Task]:
+        return self._pool.submit(self.episodes.__getitem__, index)
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True, kw_only=True)
