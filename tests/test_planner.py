@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import platform
@@ -107,6 +108,32 @@ def test_the_choice_is_fast_and_has_the_loops_gradient() -> None:
         entry.seconds for entry in chosen.tried if entry.seconds
     )
     assert "as fast as the plain loop" in str(chosen)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_on_a_gpu_steps_are_recorded_where_they_can_be(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnGpu(trials.Bench):
+        """Tells that it is on a GPU; the CPU does the work."""
+
+        device: Any = property(lambda self: torch.device("cuda"), lambda self, value: None)
+
+        def run(self, engine: Engine) -> trials.Trial:
+            if engine.graph and not works:
+                raise RuntimeError("it asks for a value")
+            return super().run(engine)
+
+        def _wait(self) -> None:
+            pass
+
+    monkeypatch.setattr("fewstep.planner.Bench", OnGpu)
+    monkeypatch.setattr(torch.cuda, "get_device_name", str)
+    monkeypatch.setattr("fewstep.search.free_memory", lambda device: None)
+    monkeypatch.setattr(trials, "footprint", lambda work, device: work() or 1)
+    chosen = plan(sinusoid_learner(), SINUSOIDS, seconds=5, compile="no")
+    assert chosen.engine.graph == works
+    assert works or any("asks for a value" in entry.dropped for entry in chosen.tried)
+    with pytest.raises(InputError, match="no engine with") if not works else contextlib.nullcontext():
+        assert plan(sinusoid_learner(), SINUSOIDS, seconds=5, compile="no", graph=True).engine.graph
 
 
 def test_nothing_but_the_plan_comes_of_it() -> None:
@@ -402,6 +429,11 @@ def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert used == [engine]
     assert (tmp_path / "engine.json").read_bytes() == before
     capsys.readouterr()
+    elsewhere = json.loads(before) | {"machine": {"device": "NVIDIA H200"}}
+    (tmp_path / "engine.json").write_text(json.dumps(elsewhere))
+    with pytest.raises(TypeError):  # a new plan would be made
+        main(["train", "sinusoid", *PLANNED, "--iterations", "8", "--out", str(tmp_path)])
+    assert "the engine was planned on NVIDIA H200, and this is cpu" in capsys.readouterr().err
     arguments = ["train", "sinusoid", *PLANNED, "--iterations", "8", "--memory-limit", "1e-9", "--out", str(tmp_path)]
     for content, message in (("", "takes more than --memory-limit 1e-09"), ("{}", "engine.json is damaged")):
         (tmp_path / "engine.json").write_text(content or before.decode())

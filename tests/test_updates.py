@@ -85,13 +85,13 @@ def rule_of(name: str, parameters: Tensors, *, moved: bool = True) -> Any:
 
 
 def stacked(parameters: Tensors, seed: int) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     return {name: torch.randn(TASKS, *value.shape, generator=generator, dtype=value.dtype)
             for name, value in parameters.items()}  # fmt: skip
 
 
 def tasks_of() -> Task:
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(2)
     x, y = (torch.randn(2, TASKS, 5, n, generator=generator, dtype=torch.float64) for n in (2, 1))
     return Task((x[0], y[0]), (x[1], y[1]))
 

@@ -102,7 +102,10 @@ def _as_differentiated() -> Iterator[None]:
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Note fused attention; raise `InputError` at a fused norm with a bias and without a weight."""
+    """Note fused attention; raise `InputError` at a fused norm with a bias and without a weight.
+
+    And `IndexError` at a label that is no class, as a CPU does: a GPU would serve this process no more.
+    """
 
     def __init__(self, exact: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -113,6 +116,10 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.__name__.split(".")[0]
         if name.startswith("_scaled_dot_product_") and "math" not in name:
             self.fused_attention = True
+        if name == "nll_loss_forward":
+            (prediction, labels, ignored), classes = (args[0], args[1], args[4]), args[0].shape[-1]
+            if bool(((labels != ignored) & ((labels < 0) | (labels >= classes))).any()):
+                raise IndexError(f"a label that is none of the {classes} classes of {tuple(prediction.shape)}")
         if self.exact and "norm" in name:
             given = dict(zip([argument.name for argument in func._schema.arguments], args, strict=False))
             if given.get("bias") is not None and given.get("weight", 0) is None:
@@ -134,8 +141,6 @@ def guard(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool, batc
     objective.check_running_statistics()
     written, looked = objective.buffer_versions(), False
     try:
-        if tree_leaves(tasks.support)[0].is_cuda and not objective.looked_at:
-            _check_labels(objective, tasks)
         look_once(objective, tasks, of_one, exact=exact)
         looked = True
         yield
@@ -156,26 +161,6 @@ def guard(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool, batc
             ) from error
         raise
     objective.check_buffers(written)
-
-
-@torch.no_grad()
-def _check_labels(objective: Objective, tasks: Task) -> None:
-    """Ask the loss on the CPU, which raises, about labels: by one that is no class, a GPU is lost to the process."""
-    for name, batch in tasks._asdict().items():
-        if not is_pair(batch) or batch[1].is_floating_point():
-            continue
-        x, y = batch
-        try:
-            prediction = objective.model(x[0]).cpu()
-        except Exception:  # said in other words where it is computed
-            return
-        for task, labels in enumerate(y.cpu()):
-            try:
-                objective.module.loss(prediction, labels)
-            except IndexError:
-                _check_pair(objective, name, (x[task], y[task]))
-            except Exception:
-                return
 
 
 @torch.no_grad()

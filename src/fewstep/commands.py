@@ -59,10 +59,13 @@ def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episod
     if (run.path / ENGINE).exists():
         with run.reading(ENGINE) as path:
             known = Plan.from_json(json.loads(path.read_text()))
-        if recipe.memory_limit is not None and (known.chosen.peak or 0) > recipe.memory_limit * GIB:
+        if (known.machine.get("device") == "cpu") != (recipe.device == "cpu"):
+            narrate(f"the engine was planned on {known.machine.get('device')}, and this is {recipe.device}")
+        elif recipe.memory_limit is not None and (known.chosen.peak or 0) > recipe.memory_limit * GIB:
             limit = f"--memory-limit {recipe.memory_limit:g}"
             raise InputError(f"the engine in {path} takes more than {limit} ({known}); delete that file to plan anew")
-        return known.engine
+        else:
+            return known.engine
     narrate(f"timing ways to compute on the first tasks, for up to {recipe.plan_seconds:g} s (--no-plan leaves it out)")
     chosen = plan(learner, share(episodes[0]), seconds=recipe.plan_seconds, memory=recipe.memory_limit,
                   clip=recipe.clip, **recipe.choices)  # fmt: skip

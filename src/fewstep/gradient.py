@@ -85,7 +85,8 @@ class _InnerGradient(torch.autograd.Function):
                     raise
                 raise InputError(
                     f"an operator of the model has no second derivative ({str(error).splitlines()[0]}); use the "
-                    "derivative 'finite_difference', or for attention the backend SDPBackend.MATH"
+                    "derivative 'finite_difference', or for attention the backend SDPBackend.MATH, or for recurrent "
+                    "nets on a GPU torch.backends.cudnn.flags(enabled=False)"
                 ) from error
         else:
             mean, slope = two_sided(problem, tensors, along, u, wanted, moment)

@@ -53,8 +53,9 @@ class Search:
     """
 
     def __init__(self, bench: Bench, seconds: float, limit: int | None, fixed: Mapping[str, Any]) -> None:
-        graph = {"graph": True} if bench.device.type == "cuda" and bench.learner.unrollable else {}
-        self.bench, self.limit, self.fixed = bench, limit, {**graph, **fixed}
+        self.on_cpu = bench.device.type == "cpu"
+        self.may_record = bench.device.type == "cuda" and bench.learner.unrollable and "graph" not in fixed
+        self.bench, self.limit, self.fixed = bench, limit, {**fixed, **({"graph": True} if self.may_record else {})}
         start = trials.clock()
         self.ceiling = free_memory(bench.device) if limit is None else limit
         self.chunks = [fixed["chunk"]] if "chunk" in fixed else chunk_sizes(bench.tasks.size)
@@ -76,7 +77,7 @@ class Search:
     def go(self) -> None:
         """Try engines as long as there is time, and those without a CUDA graph only where none can have one."""
         self._go()
-        if self.fixed.get("graph") and not self._ranked(compiled=False) + self._ranked(compiled=True):
+        if self.may_record and not self._ranked(compiled=False) + self._ranked(compiled=True):
             self.fixed["graph"] = False
             self._go()
 
@@ -84,7 +85,8 @@ class Search:
         fixed = {name: value for name, value in self.fixed.items() if name not in COMPILED}
         if "chunk" not in fixed:
             self._attempt(_changed(LOOP, **fixed))
-        for chunk in (self.chunks[len(self.chunks) // 2], self.chunks[-1]):
+        some = self.chunks[len(self.chunks) // 2] if self.on_cpu else self.chunks[-1]  # a GPU takes all it is given
+        for chunk in dict.fromkeys((some, self.chunks[-1])):
             self._attempt(_changed(Engine(), **{**fixed, "chunk": chunk}))
         self._climb(compiled=False)
         start = self.best(compiled=False)
@@ -146,8 +148,7 @@ class Search:
         Compiled, convolutions of small images are fastest as matrix products; eagerly they are not, so that it tells
         nothing of them. Those of large images fill the machine one task after another.
         """
-        on_cpu = self.bench.device.type == "cpu"
-        sizes = [size for size in self.chunks if (size or self.bench.tasks.size) <= CACHED] if on_cpu else []
+        sizes = [size for size in self.chunks if not self.on_cpu or (size or self.bench.tasks.size) <= CACHED]
         chunk = [eager.chunk, *sizes][-1]
         for kind in self.kinds:
             same = {"product": "reverse", "keep": False, **self.fixed, "compile": kind}
