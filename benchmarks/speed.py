@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
@@ -104,12 +104,11 @@ class Comparison:
         rounding = workload.to(options.device).rounding(2 if options.repeats == 1 else 8)
         result = Result(name, tasks, options.cores, operations, rounding)
         comparison = cls(result, workload.to(options.device), [])
-        on_gpu = options.device == "cuda"  # which has no use for several processes
         for family in _families(options):
             if reason := contenders.missing(family):
                 result.skipped[family] = reason
                 continue
-            for layout in LAYOUTS[on_gpu or options.cores == 1 :]:
+            for layout in _layouts(options):
                 about = (family, layout, comparison.workload, options, result, console)
                 comparison.found.append(pool.submit(_best_variant, *about))
         return comparison
@@ -122,7 +121,7 @@ class Comparison:
     def go(self, options: Options, console: Console) -> Result:
         """Let all take turns, with nothing else on the machine."""
         result, runners = self.result, self.runners
-        truth = next(runner.group.gradient for runner in runners if runner.entry.family == YARDSTICK)
+        truth = next(runner.group.gradient for runner in runners if runner.entry.family != MACHINE)
         for entry, group in [(runner.entry, runner.group) for runner in runners]:
             if entry.family != MACHINE:
                 entry.error = result.rounding if entry.family == YARDSTICK else agreement(group.gradient, truth)
@@ -130,14 +129,23 @@ class Comparison:
         result.entries = [runner.entry for runner in runners]
         seen = [share for runner in runners for share in runner.foreign]
         result.foreign = sum(seen) / len(seen)
+        self.close()
         if options.fresh:
             _measure_fresh(result, options, console)
         return result
 
     def close(self) -> None:
         """End all processes."""
-        for runner in self.runners:
-            runner.group.close()
+        for each in self.found:
+            if each.done() and not each.cancelled() and not each.exception() and (runner := each.result()):
+                runner.group.close()
+
+
+def _layouts(options: Options) -> tuple[Layout, ...]:
+    """A GPU has no use for several processes."""
+    if options.device == "cuda":
+        return ("threads",)
+    return LAYOUTS if options.cores > 1 else LAYOUTS[:1]
 
 
 def _families(options: Options) -> list[str]:
@@ -150,7 +158,7 @@ def _families(options: Options) -> list[str]:
 
 def _best_variant(family: str, layout: Layout, workload: Workload, options: Options, result: Result,
                   console: Console) -> Runner | None:  # fmt: skip
-    """The fastest of a few turns each, alone on the machine; after one step where that is hopeless. Others end."""
+    """The fastest of a few turns each, on a CPU alone; after one step where that is hopeless. Others end."""
     best: Runner | None = None
     heats = result.heats.setdefault(family, {})
     before = next(iter(heats.values()), {})
@@ -231,10 +239,7 @@ def meta_step_flops(workload: Workload) -> int:
 
 def finish(comparison: Comparison, options: Options, console: Console, origin: str) -> None:
     """Time, write and print one."""
-    try:
-        result = comparison.go(options, console)
-    finally:
-        comparison.close()
+    result = comparison.go(options, console)
     result.origin = origin
     result.save(options.out, flops(options.device))
     console.print(as_table(result))
@@ -247,16 +252,24 @@ def main(options: Options) -> None:
     if options.cores > len(usable_cores()):
         raise SystemExit(f"there are {len(usable_cores())} cores, but --cores {options.cores} came")
     torch.set_num_threads(options.cores)
+    torch.backends.cudnn.allow_tf32 = False
     console = Console(width=None if sys.stdout.isatty() else 150)
     options.out.mkdir(parents=True, exist_ok=True)
     origin = workloads.origin("benchmarks.speed")
     names = list(WORKLOADS) if options.workload == "all" else [options.workload]
     on_gpu = options.device == "cuda"  # then all get ready at once, each on a core, before the first is timed
     for some in [names] if on_gpu else [[name] for name in names]:
-        with ThreadPoolExecutor(len(usable_cores()) if on_gpu else 1) as pool:
-            comparisons = [Comparison.start(name, options, console, pool) for name in some]
-        for comparison in comparisons:
-            finish(comparison, options, console, origin)
+        pool = ThreadPoolExecutor(len(usable_cores()) if on_gpu else 1)
+        comparisons: list[Comparison] = []
+        try:
+            comparisons += [Comparison.start(name, options, console, pool) for name in some]
+            wait([each for comparison in comparisons for each in comparison.found])
+            for comparison in comparisons:
+                finish(comparison, options, console, origin)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for comparison in comparisons:
+                comparison.close()
     results = [load(path) for known in WORKLOADS if (path := options.out / f"{known}.json").exists()]
     (options.out / "speed.md").write_text("\n\n".join(as_markdown(result) for result in results) + "\n")
     chart(results, options.out / "speed.png")

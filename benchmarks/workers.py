@@ -30,7 +30,7 @@ What = Literal["step", "meta_gradient"]
 
 
 # JAX would round the factors of products to 10 bits on a GPU, and take most of its memory.
-ON_GPU = {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+ON_GPU = {"JAX_PLATFORMS": "cuda", "JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 _ONE_AT_A_TIME = threading.Lock()  # processes are started under an environment of their own
 
 
@@ -164,7 +164,8 @@ def serve(connection: Connection[Any, Any], barrier: Barrier, job: Job, threads:
         except EOFError:
             return
         barrier.wait(600)
-        connection.send(_peak(contender) if what == "peak" else _timed(getattr(contender, what), count))
+        peak = what == "peak"
+        connection.send(_peak(contender, job.device == "cuda") if peak else _timed(getattr(contender, what), count))
 
 
 def _timed(step: Any, count: int) -> tuple[float, float]:
@@ -182,14 +183,15 @@ def finish() -> None:
         torch.cuda.synchronize()
 
 
-def _peak(contender: contenders.Contender) -> int:
+def _peak(contender: contenders.Contender, on_gpu: bool) -> int:
     import gc
 
     from fewstep.footprint import footprint, process_status, reset_resident_peak
 
     gc.collect()
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return footprint(contender.meta_gradient, torch.device("cuda")) or 0
+    if on_gpu:  # of PyTorch only; JAX tells nothing of the kind
+        known = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return footprint(contender.meta_gradient, torch.device("cuda")) or 0 if known else 0
     base = reset_resident_peak()
     contender.meta_gradient()
     return process_status("VmHWM") - base

@@ -17,7 +17,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROWS = [
     ["errors", "replay", "losses", "watch", "convolution", "footprint", "splitting"],
     ["task", "pooling", "channels_last", "compilation"],
-    ["patterns", "normalisation", "labels"],
+    ["patterns", "normalisation", "labels", "cuda_graph"],
     ["ragged", "loss_of"],
     ["functional"],
     ["engine", "models", "updates", "adapted"],
@@ -32,7 +32,7 @@ ROWS = [
     ["agreement"],
     ["search"],
     ["planner", "evaluate", "run", "progress", "ensemble"],
-    ["train", "launch", "calibrate", "protocol"],
+    ["train", "launch", "calibrate", "protocol", "rl"],
     ["baselines"],
     ["recipes"],
     ["commands", "plots"],

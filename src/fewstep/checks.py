@@ -116,8 +116,9 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.__name__.split(".")[0]
         if name.startswith("_scaled_dot_product_") and "math" not in name:
             self.fused_attention = True
-        if name == "nll_loss_forward":
-            (prediction, labels, ignored), classes = (args[0], args[1], args[4]), args[0].shape[-1]
+        if name in ("nll_loss_forward", "nll_loss2d_forward"):
+            prediction, labels, ignored = args[0], args[1], args[4]
+            classes = prediction.shape[min(1, prediction.dim() - 1)]
             if bool(((labels != ignored) & ((labels < 0) | (labels >= classes))).any()):
                 raise IndexError(f"a label that is none of the {classes} classes of {tuple(prediction.shape)}")
         if self.exact and "norm" in name:

@@ -50,7 +50,9 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     if recipe.plan and done < recipe.iterations:
         learner.engine = from_first(lambda: _planned_engine(recipe, run, learner, episodes))
     with progress(recipe.iterations, done=done) as report:
-        train(learner, episodes, recipe.training(), run, validate=recipe.validate, report=report)
+        train(
+            learner, episodes, recipe.training(), run, validate=recipe.validate, step_of=recipe.step_of, report=report
+        )
     narrate(f"trained; now: fewstep evaluate {out}")
 
 

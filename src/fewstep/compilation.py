@@ -120,9 +120,9 @@ def _traced(function: Function, examples: Sequence[Tensor]) -> fx.GraphModule:
     """The operators that `function` runs, derivatives and vmap resolved."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    before = _foreign_random()
+    before = foreign_random()
     graph: fx.GraphModule = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
-    if _foreign_random() != before:
+    if foreign_random() != before:
         raise RuntimeError("the model draws from Python's or NumPy's random generator, not from PyTorch's")
     return graph
 
@@ -223,7 +223,7 @@ def _stride(general: Any, index: Any, var: Any, vec_length: int | None = None) -
     return sympy.expand(index.subs(var, var + 1) - index)
 
 
-def _foreign_random() -> tuple[object, ...]:
+def foreign_random() -> tuple[object, ...]:
     """The state of the random generators that a recording would take for constants."""
     numpy: Any = np.random.get_state(legacy=False)
     return random.getstate(), numpy["state"]["pos"], numpy["state"]["key"].tobytes()

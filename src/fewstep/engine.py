@@ -27,6 +27,10 @@ from fewstep.pooling import max_pool2d_by_comparison
 MOST_COMPILED = 64
 Convolution = Literal["native", "channels_last", "matmul"]
 Part = Literal["pieces", "step"]
+Extra = Literal["a CUDA graph", "keep", "compilation"]
+EXTRAS: dict[Extra, dict[str, Any]] = {
+    "a CUDA graph": {"graph": False}, "keep": {"keep": False}, "compilation": {"compile": "no", "keep": False},
+}  # fmt: skip
 Function = Callable[..., tuple[Tensor, ...]]
 Scalar = Callable[..., Tensor]
 GradAndValue = Callable[[Scalar, tuple[int, ...]], Callable[..., tuple[tuple[Tensor, ...], Tensor]]]
@@ -191,45 +195,34 @@ class Runner:
         if self.engine.compile != part:
             return function(*tensors)
         tensors = [dense(tensor) for tensor in tensors]
-        return (self.recorded(key, tensors, lambda: compiled(function, tensors)) or function)(*tensors)
+        known = self.recorded("compilation", key, tensors, lambda: compiled(function, tensors))
+        return (known or function)(*tensors)
 
-    def recorded(self, key: Any, tensors: Sequence[Tensor], record: Callable[[], Any]) -> Any:
-        """What `record` compiled for this key and such tensors.
+    def recorded(self, what: Extra, key: Any, tensors: Sequence[Tensor], record: Callable[[], Any]) -> Any:
+        """What `record` made for this key and such tensors; where it fails, None, and a warning.
 
-        Where it fails it warns and gives None. From then on there is no graph; or where there was none, nothing is
-        kept; or where nothing was, nothing compiled.
+        what : the engine does this no more then
         """
         device = tensors[-1].device
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         form = tuple([(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors])
-        full_key = (key, self._world, device, autocast, torch.get_default_dtype(), form)
+        full_key = (what, key, self._world, device, autocast, torch.get_default_dtype(), form)
         if full_key != self._last[0]:  # to compare takes less than to look up
             if full_key not in self._compiled:
-                self._compiled[full_key] = self._try_to(record)
+                self._compiled[full_key] = self._try_to(record, what)
             self._last = full_key, self._compiled[full_key]
         return self._last[1]
 
-    def _try_to(self, record: Callable[[], Any]) -> Any:
+    def _try_to(self, record: Callable[[], Any], what: Extra) -> Any:
         try:
             if len(self._compiled) >= MOST_COMPILED:
                 raise RuntimeError(f"the model, or the tasks' shapes, changed {MOST_COMPILED} times")
             return record()
         except Exception as error:  # compilers fail in any way
-            what = self._leave_out()
+            self.engine = replace(self.engine, **EXTRAS[what])
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(f"running without {what}, which failed: {reason}", FallbackWarning, stacklevel=2)
             return None
-
-    def _leave_out(self) -> str:
-        """Go on without the most that the engine asks for, and say what that is."""
-        if self.engine.graph:
-            self.engine = replace(self.engine, graph=False)
-            return "a CUDA graph"
-        if self.engine.keep:
-            self.engine = replace(self.engine, keep=False)
-            return "keep"
-        self.engine = replace(self.engine, compile="no")
-        return "compilation"
 
 
 def joined(parts: Sequence[Sequence[Tensor]], summed: Sequence[bool] | None) -> list[Tensor]:

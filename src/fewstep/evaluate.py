@@ -73,6 +73,7 @@ METRICS = {
     "accuracy": Metric("accuracy", _with_prediction(accuracy), higher_is_better=True),
     "mse": Metric("mse", _with_prediction(mse)),
     "loss": Metric("loss", lambda point, query: point.loss),
+    "return": Metric("return", lambda point, query: -point.loss, higher_is_better=True),
 }
 
 
@@ -144,7 +145,7 @@ def evaluate(
 ) -> Evaluation:
     """Adapt to the first `count` tasks of `episodes` and judge each by its query set after steps 0, 1, ..., `steps`.
 
-    metric : "accuracy", "mse", "loss" (the query loss), or a `Metric` of your own
+    metric : "accuracy", "mse", "loss" (the query loss), "return" (of an `Explorer`), or a `Metric` of your own
     at : the steps to judge after, if not all: most of the time goes into large query sets
     The interval is 1.96 standard deviations / sqrt(count), as in the paper. The learner is in eval mode meanwhile.
     Where several processes work together, all have to call it; they share the batches, and each gets the result.

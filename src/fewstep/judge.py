@@ -224,6 +224,7 @@ def contenders_of(recipe: Recipe, run: Run, policy: Policy | None = None) -> lis
             validation,
             recipe.metric,
             episodes=recipe.validation_episodes,
+            seen_by=recipe.seen_by,
             adapt=recipe.adapt,
             **recipe.learner_options,
             prepare=partial(_prepare, policy, partial(training, baseline), baseline.steps),

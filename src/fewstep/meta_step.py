@@ -89,8 +89,8 @@ class MetaStep:
 
     def _is_recorded(self) -> bool:
         """Whether the step is a CUDA graph: only what is a function of tensors alone can be."""
-        on_gpu = next(self.learner.parameters()).device.type == "cuda"
-        return self.learner.engine.graph and on_gpu and self.learner.unrollable
+        wanted = self.learner.engine.graph and self.learner.unrollable
+        return wanted and next(self.learner.parameters()).device.type == "cuda"
 
     def _is_compiled(self, tasks: Task) -> bool:
         """Whether gradient and Adam are one compiled function."""
@@ -164,9 +164,13 @@ class MetaStep:
         key, step = self._step
         if not self._is_recorded():
             return step(*tensors)
-        tasks = range(len(self._own), len(tensors) - 1 - 2 * len(self._trained))
-        record = partial(Recording, step, tensors, [*tasks, len(tensors) - 1])
-        return (self.learner.runner.recorded(("graph", key), tensors, record) or step)(*tensors)
+        fresh = [*range(len(self._own), len(tensors) - 1 - 2 * len(self._trained)), len(tensors) - 1]
+        averages = tensors[fresh[-2] + 1 : -1]
+        # What a graph reads and writes has to be where it was.
+        places = [part.data_ptr() for part in (*self.learner.parameters(), *self.learner.buffers(), *averages)]
+        record = partial(Recording, step, tensors, fresh)
+        known = self.learner.runner.recorded("a CUDA graph", (key, *places), tensors, record)
+        return (known or step)(*tensors)
 
     def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """Adam's state of a parameter; where there is none yet, as Adam itself starts it."""

@@ -9,7 +9,7 @@ from typing import Any
 from fewstep.data.episodes import Episodes
 from fewstep.ensemble import Ensemble
 from fewstep.errors import InputError
-from fewstep.evaluate import Evaluation, Metric, evaluate
+from fewstep.evaluate import Evaluation, Judged, Metric, evaluate
 from fewstep.learner import Learner
 from fewstep.normalisation import MEANINGS, Policy
 
@@ -25,6 +25,7 @@ class Protocol:
     normalisation : by which statistics batch norm goes; None where there is none
     checkpoints : of the best validated ones of a run, how many answer together
     permutations : in how many orders of the labels each of them adapts, see `fewstep.ensemble.Ensemble`
+    seen_by : what makes of a learner that which is judged: a policy has to explore, for example
     """
 
     name: str
@@ -35,6 +36,7 @@ class Protocol:
     normalisation: Policy | None = None
     checkpoints: int = 1
     permutations: int = 1
+    seen_by: Callable[[Learner], Judged] = lambda learner: learner
 
     @property
     def plain(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ class Protocol:
             raise InputError(f"this protocol judges {self.checkpoints} learners together, but {len(learners)} came")
         before = [learner.normalisation for learner in learners]
         plain = len(learners) == self.permutations == 1
-        judged = learners[0] if plain else Ensemble(learners, self.permutations)
+        judged = self.seen_by(learners[0]) if plain else Ensemble(learners, self.permutations)
         try:
             for learner in learners:
                 learner.normalisation = self.normalisation or learner.normalisation

@@ -54,7 +54,8 @@ class Search:
 
     def __init__(self, bench: Bench, seconds: float, limit: int | None, fixed: Mapping[str, Any]) -> None:
         self.on_cpu = bench.device.type == "cpu"
-        self.may_record = bench.device.type == "cuda" and bench.learner.unrollable and "graph" not in fixed
+        on_gpu = bench.device.type == "cuda" and bench.step.average is None
+        self.may_record = on_gpu and bench.learner.unrollable and "graph" not in fixed
         self.bench, self.limit, self.fixed = bench, limit, {**fixed, **({"graph": True} if self.may_record else {})}
         start = trials.clock()
         self.ceiling = free_memory(bench.device) if limit is None else limit
@@ -77,7 +78,7 @@ class Search:
     def go(self) -> None:
         """Try engines as long as there is time, and those without a CUDA graph only where none can have one."""
         self._go()
-        if self.may_record and not self._ranked(compiled=False) + self._ranked(compiled=True):
+        if self.may_record and self.choice() is None:
             self.fixed["graph"] = False
             self._go()
 
@@ -85,8 +86,7 @@ class Search:
         fixed = {name: value for name, value in self.fixed.items() if name not in COMPILED}
         if "chunk" not in fixed:
             self._attempt(_changed(LOOP, **fixed))
-        some = self.chunks[len(self.chunks) // 2] if self.on_cpu else self.chunks[-1]  # a GPU takes all it is given
-        for chunk in dict.fromkeys((some, self.chunks[-1])):
+        for chunk in (self.chunks[len(self.chunks) // 2], self.chunks[-1]):
             self._attempt(_changed(Engine(), **{**fixed, "chunk": chunk}))
         self._climb(compiled=False)
         start = self.best(compiled=False)

@@ -36,6 +36,7 @@ from fewstep.task import Task
 
 Event = dict[str, Any]
 Best = list[dict[str, Any]]
+Step = Callable[[Task, float], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +70,12 @@ def train(
     run: Run,
     *,
     validate: Callable[[Learner], Evaluation],
+    step_of: Callable[[Learner], Step] | None = None,
     report: Callable[[Event], None] = lambda event: None,
 ) -> None:
     """Algorithm 2 of Finn et al. 2017, up to `training.iterations`, starting where the run's last checkpoint stands.
 
+    step_of : makes of the learner what takes an iteration, in place of Adam's step along the meta-gradient
     Where several processes work together (`fewstep.distributed`), all have to call it, and they share the tasks.
     Raises `KeyboardInterrupt` after saving where Ctrl-C or SIGTERM came, and `DivergenceError`, without saving, where
     a loss or a gradient is not finite.
@@ -80,14 +83,16 @@ def train(
     optimizer = torch.optim.Adam(learner.parameters(), lr=training.lr)
     step, best, seconds = _resume(learner, optimizer, run)
     started = time.monotonic() - seconds
-    on_gpu = next(learner.parameters()).device.type == "cuda"
-    with _stop_requested() as stop, Ahead(episodes) if on_gpu else nullcontext(episodes) as drawn:
+    device = next(learner.parameters()).device
+    ahead = Ahead(episodes, device) if device.type == "cuda" else nullcontext(episodes)
+    with _stop_requested() as stop, ahead as drawn:
         together = _Together(learner, stop)
-        meta_step = MetaStep(learner, optimizer, training.clip, together.average if ranks() > 1 else None)
+        adam = MetaStep(learner, optimizer, training.clip, together.average if ranks() > 1 else None)
+        meta_step = step_of(learner) if step_of else adam
         while step < training.iterations:  # line 2
             learner.iteration = step
             tasks = drawn[step]  # lines 3, 5, 8
-            with _divergence_explained(learner, tasks, step):
+            with _divergence_explained(learner, tasks, step) if meta_step is adam else nullcontext():
                 loss = meta_step(share(tasks), training.lr_at(step))  # lines 4, 6, 7, 9 and 10, by Adam
             stopped = together.stopped if ranks() > 1 else stop.is_set()
             step += 1

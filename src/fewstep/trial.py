@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
@@ -60,7 +60,7 @@ class Bench:
         runner = self.learner.runner
         first, gradient = self.gradient(runner)
         if runner.engine != engine:
-            raise FewstepError("it cannot be compiled")
+            raise FewstepError("it cannot be compiled or recorded")
         return Trial(engine, runner, first, gradient)
 
     def gradient(self, runner: Runner) -> tuple[float, Tensor]:
@@ -85,8 +85,9 @@ class Bench:
         trial.peak = footprint(lambda: seconds.append(self._timed(1)), self.device)
         trial.seconds = seconds[0]
         if trial.engine.graph:  # it holds what it takes all the time, unseen: as much as the same work without it
-            trial.peak = footprint(lambda: self.step.backward(self.tasks), self.device)
-            self.optimizer.zero_grad()
+            trial.runner.engine = replace(trial.engine, graph=False)
+            trial.peak = footprint(lambda: self._timed(1), self.device)
+            trial.runner.engine = trial.engine
 
     def compare(self, trial: Trial, known: Trial, rounds: int) -> None:
         """Time a trial against another one, in turns, as what disturbs the machine then disturbs both.

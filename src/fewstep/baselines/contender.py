@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from fewstep.data.episodes import Episodes
-from fewstep.evaluate import evaluate
+from fewstep.evaluate import Judged, evaluate
 from fewstep.functional import Loss
 from fewstep.learner import Learner
 from fewstep.run import Run
@@ -74,11 +74,12 @@ def contend(
     *,
     episodes: int,
     prepare: Callable[[Learner], None] = lambda learner: None,
+    seen_by: Callable[[Learner], Judged] = lambda learner: learner,
     **options: Any,
 ) -> Contender:
     """The baseline's net out of the run's folder, or trained and kept there; then the choice of its rate.
 
-    prepare : what is done to each learner before it is judged;  options : as for `Learner`
+    prepare : what is done to each learner before it is judged;  seen_by : as in `Protocol`;  options : as for `Learner`
     """
     model, told = trained_net(baseline, run)
     settings = dict(baseline.settings)
@@ -88,7 +89,7 @@ def contend(
         prepare(learner)
         if len(baseline.rates) == 1:
             return Contender(baseline, learner, {**told, "training": settings})
-        result = evaluate(learner, validation, metric=metric, steps=baseline.steps, count=episodes)
+        result = evaluate(seen_by(learner), validation, metric=metric, steps=baseline.steps, count=episodes)
         results.append((result.worth, rate, learner))
     _, rate, learner = max(results, key=lambda entry: entry[0])
     return Contender(baseline, learner, {**told, "training": settings, "fine_tuning_lr": rate})

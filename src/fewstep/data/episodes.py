@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,9 +67,11 @@ class Ahead:
     True
     """
 
-    def __init__(self, episodes: Episodes) -> None:
+    def __init__(self, episodes: Episodes, device: torch.device | None = None) -> None:
+        """device : the GPU that "cuda" means here, which each thread has to be told"""
         self.episodes = episodes
-        self._pool = ThreadPoolExecutor(1)
+        chosen: dict[str, Any] = {"initializer": torch.cuda.set_device, "initargs": (device,)} if device else {}
+        self._pool = ThreadPoolExecutor(1, **chosen)
         self._next: tuple[int, Future[Task]] | None = None
 
     def __getitem__(self, index: int) -> Task:

@@ -19,13 +19,13 @@ from fewstep.data.episodes import Episodes
 from fewstep.data.layouts import Split
 from fewstep.engine import Convolution, Engine
 from fewstep.errors import InputError
-from fewstep.evaluate import Evaluation, evaluate
+from fewstep.evaluate import Evaluation, Judged, evaluate
 from fewstep.functional import Loss
 from fewstep.learner import Learner
 from fewstep.problem import Derivative
 from fewstep.protocol import Protocol
 from fewstep.run import Run
-from fewstep.train import Training
+from fewstep.train import Step, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +192,19 @@ class Recipe(ABC):
         return Training(iterations=self.iterations, lr=self.meta_lr, schedule=self.schedule, clip=self.clip,
                         check_every=self.check_every, log_every=self.log_every, keep=self.keep)  # fmt: skip
 
+    step_of: ClassVar[Callable[[Any, Learner], Step] | None] = None
+    """What takes an iteration of training, if not Adam along the meta-gradient."""
+
+    def seen_by(self, learner: Learner) -> Judged:
+        """What of a learner is judged."""
+        return learner
+
     def validate(self, learner: Learner) -> Evaluation:
         """Judge the learner on held-out tasks."""
         episodes = self.episodes("validation")
-        return evaluate(learner, episodes, metric=self.metric, steps=self.test_steps, count=self.validation_episodes)
+        return evaluate(
+            self.seen_by(learner), episodes, metric=self.metric, steps=self.test_steps, count=self.validation_episodes
+        )
 
     def seed_of(self, split: Split) -> int:
         """Different tasks in each split; those to judge by do not depend on the training seed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fewstep.recipes.base import Recipe
 from fewstep.recipes.characters import GlyphsRecipe, OmniglotRecipe
+from fewstep.recipes.navigation import NavigationRecipe
 from fewstep.recipes.pictures import ImageFolderRecipe, MiniImageNetRecipe
 from fewstep.recipes.sinusoid import SinusoidRecipe
 
@@ -45,4 +46,5 @@ RECIPES: dict[str, Recipe] = {
     **{f"miniimagenet-5way-{shots}shot-maml-pp": _mini_imagenet_pp(shots) for shots in (1, 5)},
     **{f"miniimagenet-5way-{shots}shot-unicorn": _mini_imagenet_unicorn(shots) for shots in (1, 5)},
     "image-folder": ImageFolderRecipe(),
+    "navigation": NavigationRecipe(),
 }

@@ -18,6 +18,7 @@ from fewstep.updates.rates import LearnedRates
 from fewstep.updates.rmsprop import RMSprop
 from fewstep.updates.sgd import SGD
 from fewstep.updates.sharp import Sharp
+from fewstep.updates.slowed import Slowed
 
 __all__ = [
     "ALFA",
@@ -32,6 +33,7 @@ __all__ = [
     "Proximal",
     "RMSprop",
     "Sharp",
+    "Slowed",
     "Update",
     "WeightDecay",
     "evaluations",

@@ -1,0 +1,159 @@
+"""2D navigation (Finn et al. 2017, section 5.3), the paper's first reinforcement learning."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from fewstep.baselines import Baseline
+from fewstep.data.episodes import numbered_generator
+from fewstep.data.layouts import Split
+from fewstep.distributed import ranks
+from fewstep.errors import InputError
+from fewstep.evaluate import Judged
+from fewstep.functional import Loss
+from fewstep.learner import Learner
+from fewstep.protocol import Protocol
+from fewstep.recipes.base import Recipe
+from fewstep.rl import TRPO, EnvironmentEpisodes, Explorer, GaussianPolicy, TrustRegion
+from fewstep.rl.environments import Environment, Navigation, Told
+from fewstep.rl.surrogates import INNER, likelihood_ratio
+from fewstep.train import Step
+from fewstep.updates import SGD, Slowed
+
+RATES = (0.05, 0.1, 0.2, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NavigationRecipe(Recipe):
+    """A policy 100-100, REINFORCE inside and TRPO outside. At test, steps after the first are half as long.
+
+    The paper's text gives an inner rate of 0.1; the authors' code, and the run behind their figure, have 0.5.
+    """
+
+    iterations: int = 100
+    meta_batch: int = 20
+    inner_lr: float = 0.1
+    test_steps: int = 3
+    trajectories: int = 20
+    """Trajectories of a task before each inner step, and after the last."""
+    test_trajectories: int = 40
+    """The same in evaluation."""
+    horizon: int = 100
+    """Steps of a trajectory at most."""
+    discount: float = 0.99
+    """Of later rewards (gamma)."""
+    surrogate: Literal["reinforce", "lvc", "dice"] = "reinforce"
+    """The inner loss."""
+    delta: float = 0.01
+    """The most that a meta-update may change the adapted policies (KL divergence)."""
+    damping: float = 1e-2
+    """Added to the curvature of that."""
+    stride: int = 7
+    """The curvature is taken from one of so many steps lived through."""
+    check_every: int = 10
+    log_every: int = 1
+    validation_episodes: int = 40
+    test_episodes: int = 40
+    pretrain_iterations: int = 100
+    """Iterations of the baselines that are trained on all tasks."""
+    plan: bool = False
+
+    metric: ClassVar[str] = "return"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("trajectories", "test_trajectories", "horizon"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 1, but {getattr(self, name)} came")
+        if not 0 <= self.discount <= 1:
+            raise InputError(f"--discount must be from 0 to 1, but {self.discount} came")
+        if self.plan:
+            raise InputError("engines are not planned for policies yet; choose with --method, --chunk and --compile")
+        if self.surrogate == "dice" and self.stride > 1:
+            raise InputError("the surrogate dice needs whole trajectories: --stride 1")
+        self.region  # noqa: B018  raises where its settings are wrong
+
+    @property
+    def summary(self) -> str:
+        return (
+            f"2D navigation by a policy, {self.surrogate} inside and TRPO outside: inner rate {self.inner_lr}, "
+            f"{self.meta_batch} tasks, {self.trajectories} trajectories"
+        )
+
+    @property
+    def environment(self) -> Environment:
+        """The world in which it is trained."""
+        return Navigation(self.horizon)
+
+    @property
+    def region(self) -> TrustRegion:
+        """How far a meta-update goes."""
+        return TrustRegion(delta=self.delta, damping=self.damping, stride=self.stride)
+
+    def model(self) -> nn.Module:
+        return GaussianPolicy(self.environment.observations, self.environment.actions)
+
+    @property
+    def loss(self) -> Loss:
+        return likelihood_ratio
+
+    @property
+    def learner_options(self) -> dict[str, Any]:
+        return {"inner_loss": INNER[self.surrogate], "stream": True}
+
+    def episodes(self, split: Split) -> EnvironmentEpisodes:
+        tasks = self.meta_batch if split == "train" else 20
+        return EnvironmentEpisodes(
+            tasks=tasks, seed=self.seed_of(split), device=self.device, environment=self.environment
+        )
+
+    def step_of(self, learner: Learner) -> Step:
+        if ranks() > 1:
+            raise InputError("TRPO works in one process so far; leave out --procs")
+        return TRPO(Explorer(learner, self.environment, trajectories=self.trajectories, discount=self.discount),
+                    self.region)  # fmt: skip
+
+    def seen_by(self, learner: Learner) -> Judged:
+        policy, world = learner.model, self.environment
+        assert isinstance(policy, GaussianPolicy)
+        if policy.observations > world.observations:
+            world = Told(world, policy.observations - world.observations)
+        judged = copy.deepcopy(learner)
+        judged.update, judged.engine = Slowed(judged.update), judged.engine
+        return Explorer(judged, world, trajectories=self.test_trajectories, discount=self.discount)
+
+    def protocols(self) -> list[Protocol]:
+        about = {"trajectories": self.test_trajectories, "inner_lr": self.inner_lr, "later_steps": "half the rate",
+                 "horizon": self.horizon, "evaluation_seed": self.evaluation_seed}  # fmt: skip
+        return [Protocol(name="return", tasks=self.episodes("test"), about=about, episodes=self.test_episodes,
+                         steps=self.test_steps, seen_by=self.seen_by)]  # fmt: skip
+
+    def baselines(self) -> list[Baseline]:
+        settings = {"iterations": self.pretrain_iterations, "seed": self.seed}
+        size = self.environment.sample_tasks(1, numbered_generator(0, 0)).numel()
+        told = Told(self.environment, size)
+
+        def oracle() -> nn.Module:
+            return self.seeded(lambda: GaussianPolicy(told.observations, told.actions))
+
+        return [
+            Baseline("pre-trained on all tasks, fine-tuned", self.initial_model,
+                     partial(self._pretrain, self.environment), settings, self.test_steps, RATES),
+            Baseline("random start, fine-tuned", self.initial_model, lambda model: {}, {"seed": self.seed},
+                     self.test_steps, RATES),
+            Baseline("oracle, told the goal", oracle, partial(self._pretrain, told), settings, 0),
+        ]  # fmt: skip
+
+    def _pretrain(self, world: Environment, model: nn.Module) -> dict[str, Any]:
+        """TRPO on all tasks together: the same without inner steps."""
+        learner = Learner(model, self.loss, SGD(self.inner_lr), steps=0, **self.learner_options)
+        step = TRPO(Explorer(learner, world, trajectories=self.trajectories, discount=self.discount), self.region)
+        episodes = self.episodes("train")
+        for number in range(self.pretrain_iterations):
+            step(episodes[number])
+        return {}

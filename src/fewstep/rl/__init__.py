@@ -1,0 +1,15 @@
+"""Meta-reinforcement learning: the same learner, with experience as its batches."""
+
+from fewstep.rl.explorer import EnvironmentEpisodes, Explorer
+from fewstep.rl.policies import CategoricalPolicy, GaussianPolicy, Policy
+from fewstep.rl.trpo import TRPO, TrustRegion
+
+__all__ = [
+    "TRPO",
+    "CategoricalPolicy",
+    "EnvironmentEpisodes",
+    "Explorer",
+    "GaussianPolicy",
+    "Policy",
+    "TrustRegion",
+]

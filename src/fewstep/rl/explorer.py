@@ -1,0 +1,122 @@
+"""A learner in environments: it samples, adapts to what it sampled, and samples again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fewstep.data.episodes import Episodes, numbered_generator
+from fewstep.errors import InputError
+from fewstep.functional import Tensors
+from fewstep.learner import Learner, Point
+from fewstep.rl.environments import Environment
+from fewstep.rl.experience import Experience, Trajectories
+from fewstep.rl.policies import Policy
+from fewstep.rl.rollout import learned_from, rollout
+from fewstep.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentEpisodes(Episodes):
+    """Batches of tasks of an environment, each with a seed for all that happens in it.
+
+    support and query : (task [K, ...], seed [K]), which an `Explorer` takes
+    """
+
+    environment: Environment
+
+    def draw(self, generator: torch.Generator) -> Task:
+        batch = (
+            self.environment.sample_tasks(self.tasks, generator).to(self.device),
+            torch.randint(2**60, (self.tasks,), generator=generator),
+        )
+        return Task(support=batch, query=batch)
+
+
+class Explorer:
+    """Gives a learner the experience that it adapts to and is judged by.
+
+    learner : of a `Policy`, with a surrogate as its loss and `stream=True`: the support set of each inner step is what
+        the policy lived through with the parameters of that moment
+    trajectories : of each task, before each step and after the last
+    discount, decay : gamma and lambda of the advantages
+    """
+
+    def __init__(self, learner: Learner, environment: Environment, *, trajectories: int = 20, discount: float = 0.99,
+                 decay: float = 1.0) -> None:  # fmt: skip
+        if not isinstance(learner.model, Policy):
+            raise InputError(f"the learner's model must be a policy, but a {type(learner.model).__name__} came")
+        if not learner.stream:
+            raise InputError("each inner step has experience of its own: build the learner with stream=True")
+        self.learner, self.policy, self.environment = learner, learner.model, environment
+        self.trajectories, self.discount, self.decay = trajectories, discount, decay
+
+    def explore(self, tasks: Task, steps: int | None = None) -> Task:
+        """Experience before each inner step (support, a stream) and after the last one (query): a batch of tasks."""
+        *support, query = [self.learned_from(lived) for lived in self.walk(tasks, steps)]
+        stream = support or [query]  # without inner steps nothing of it is used
+        return Task(Experience(*[torch.stack(part, 1) for part in zip(*stream, strict=True)]), query)
+
+    @torch.no_grad()
+    def walk(self, tasks: Task, steps: int | None = None) -> Iterator[Trajectories]:
+        """What was lived through at the start and after each inner step."""
+        steps = self.learner.steps if steps is None else steps
+        support = self._empty(len(tasks.support[1]), max(steps, 1))
+        with self.learner.checked(Task(support, Experience(*[part[:, 0] for part in support]))):
+            for step, theta in enumerate(self.learner.inner_loop(support, steps)):
+                lived = self._live(theta, tasks, step)
+                if step < steps:  # the next step of the loop reads what is written here
+                    for stream, part in zip(support, self.learned_from(lived), strict=True):
+                        stream[:, step] = part
+                yield lived
+
+    def learned_from(self, lived: Trajectories) -> Experience:
+        """What the learner is given of it."""
+        return learned_from(lived, self.discount, self.decay)
+
+    def path(self, tasks: Task, steps: int, at: Collection[int] | None = None) -> list[Point]:
+        """The return after each of `steps` inner steps, with its sign turned, as a loss [K]."""
+        points = [Point(-lived.returns, None) for lived in self.walk(tasks, steps)]
+        return points if at is None else [points[step] for step in sorted(at)]
+
+    def modules(self) -> Iterator[nn.Module]:
+        return self.learner.modules()
+
+    def eval(self) -> Any:
+        return self.learner.eval()
+
+    def _live(self, theta: Tensors, tasks: Task, step: int) -> Trajectories:
+        goals, seeds = tasks.support
+        shared = {name: value.detach() for name, value in self.policy.named_parameters()}
+        own = {**shared, **{name.removeprefix("model."): value for name, value in theta.items()}}
+        stacked = {n: v if v.dim() > shared[n].dim() else v.expand(len(goals), *v.shape) for n, v in own.items()}
+        generators = [numbered_generator(int(seed), step) for seed in seeds]
+        lived = rollout(self.policy, stacked, self.environment, goals, self.trajectories, generators)
+        for name, part in (("observations", lived.observations), ("rewards", lived.rewards)):
+            wrong = ~part.isfinite().reshape(len(goals), -1).all(1)
+            if wrong.any():
+                task = int(wrong.nonzero()[0, 0])
+                raise InputError(
+                    f"the environment's {name} hold NaN or infinity in task {goals[task].tolist()}, seed "
+                    f"{int(seeds[task])}, after {step} inner steps; mend the environment, or end such trajectories"
+                )
+        return lived
+
+    def _empty(self, tasks: int, steps: int) -> Experience:
+        """Where the walk writes what it lives through."""
+        about = next(self.policy.parameters())
+        world, shape = self.environment, (tasks, steps, self.trajectories, self.environment.horizon)
+        outputs = self.policy(about.new_zeros(1, world.observations))
+        action = self.policy.act(outputs, self.policy.noise((1,), torch.Generator()).to(about))
+        return Experience(
+            about.new_zeros(*shape, world.observations),
+            torch.zeros(*shape, *action.shape[1:], dtype=action.dtype, device=action.device),
+            about.new_zeros(shape),
+            about.new_zeros(shape),
+            about.new_zeros(*shape, outputs.shape[-1]),
+            torch.zeros(shape, dtype=torch.bool, device=about.device),
+        )

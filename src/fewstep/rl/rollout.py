@@ -1,0 +1,59 @@
+"""Trajectories of all tasks at once, each task's by a policy with parameters of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from fewstep.functional import Tensors
+from fewstep.rl.baseline import linear_baseline
+from fewstep.rl.environments import Environment
+from fewstep.rl.experience import Experience, Trajectories
+from fewstep.rl.policies import Policy
+from fewstep.rl.returns import discounted, generalised_advantages, standardised
+
+
+@torch.no_grad()
+def rollout(policy: Policy, theta: Tensors, environment: Environment, tasks: Tensor, trajectories: int,
+            generators: Sequence[torch.Generator]) -> Trajectories:  # fmt: skip
+    """`trajectories` of each of the tasks [K, ...].
+
+    theta : the policy's parameters by name, each with a task axis [K, ...]
+    generators : one for each task, from which all of its chance comes: how the tasks are cut changes nothing
+    """
+    act = vmap(lambda own, seen: functional_call(policy, own, (seen,)))
+    noise = torch.stack([policy.noise((environment.horizon, trajectories), own) for own in generators], 1)
+    like = next(iter(theta.values()))
+    seen = environment.reset(tasks, trajectories, generators).to(like)
+    alive = torch.ones(seen.shape[:-1], dtype=torch.bool, device=seen.device)
+    steps: list[tuple[Tensor, ...]] = []
+    for chance in noise.to(seen):
+        outputs = act(theta, seen)
+        actions = policy.act(outputs, chance)
+        following, rewards, ended = environment.step(actions)
+        log_probs = policy.log_prob(outputs, actions)
+        steps.append((seen, actions, torch.where(alive, rewards.to(like), 0.0), log_probs, outputs, alive))
+        alive, seen = alive & ~ended, following.to(like)
+        if not alive.any():
+            break
+    lived = [torch.stack(part, 2) for part in zip(*steps, strict=True)]
+    return Trajectories(*[_as_long_as(part, environment.horizon) for part in lived])
+
+
+def learned_from(lived: Trajectories, discount: float, decay: float) -> Experience:
+    """Advantages over a linear baseline that is fitted to the same trajectories, standardised in each task."""
+    values = linear_baseline(lived.observations, discounted(lived.rewards, discount), lived.mask)
+    values = torch.where(lived.mask, values, 0.0)
+    advantages = standardised(generalised_advantages(lived.rewards, values, discount, decay), lived.mask)
+    return Experience(lived.observations, lived.actions, advantages, lived.log_probs, lived.outputs, lived.mask)
+
+
+def _as_long_as(part: Tensor, horizon: int) -> Tensor:
+    """Filled up with zeros where all trajectories ended early: [K, M, H, ...]."""
+    missing = horizon - part.shape[2]
+    if not missing:
+        return part
+    return torch.cat([part, part.new_zeros(*part.shape[:2], missing, *part.shape[3:])], 2)

@@ -1,0 +1,77 @@
+"""Losses whose gradients are policy gradients: `loss(policy, experience)` of one task, for the learner.
+
+All of the inner ones have the same value and the same first derivative on the policy's own actions, that of the
+expected return. They differ in the derivative of the inner gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewstep.rl.experience import Experience
+from fewstep.rl.policies import Policy
+
+
+def reinforce(policy: Policy, experience: Experience) -> Tensor:
+    """-mean log pi(a|s) A, as in the paper (Williams 1992; Finn et al. 2017, eq. 4).
+
+    Its second derivative lacks what the policy's influence on the trajectory itself adds: biased, with little variance.
+    """
+    return -_mean(_log_probs(policy, experience) * experience.advantages, experience.mask)
+
+
+def lvc(policy: Policy, experience: Experience) -> Tensor:
+    """-mean pi / sg(pi) A, the low-variance curvature estimator (Rothfuss et al. 2019, eq. 12).
+
+    Its second derivative has each step's own part of that influence and leaves out one step's influence on others.
+    """
+    log_probs = _log_probs(policy, experience)
+    return -_mean(_one(log_probs) * experience.advantages, experience.mask)
+
+
+def dice(policy: Policy, experience: Experience) -> Tensor:
+    """-mean (box(w_t) - box(w_t-1)) A_t,  w_t = sum_{s <= t} log pi(a_s|s_s): loaded DiCE (Farquhar et al. 2019).
+
+    box(w) = exp(w - sg(w)). All derivatives are unbiased, if the advantages are of a baseline that was not fitted to
+    the same actions; the variance is large.
+    """
+    log_probs = torch.where(experience.mask, _log_probs(policy, experience), 0.0)
+    through = log_probs.cumsum(-1)
+    return -_mean((_one(through) - _one(through - log_probs)) * experience.advantages, experience.mask)
+
+
+def likelihood_ratio(policy: Policy, experience: Experience) -> Tensor:
+    """-mean pi / pi_old A, with pi_old the policy that acted: the outer surrogate of TRPO (Schulman et al. 2015)."""
+    ratio = (_log_probs(policy, experience) - experience.log_probs).exp()
+    return -_mean(ratio * experience.advantages, experience.mask)
+
+
+class Clipped:
+    """-mean min(r A, clip(r, 1 - c, 1 + c) A), r = pi / pi_old (Schulman et al. 2017, eq. 7)."""
+
+    def __init__(self, clip: float = 0.2) -> None:
+        self.clip = clip
+
+    def __call__(self, policy: Policy, experience: Experience) -> Tensor:
+        ratio = (_log_probs(policy, experience) - experience.log_probs).exp()
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        lower = torch.minimum(ratio * experience.advantages, clipped * experience.advantages)
+        return -_mean(lower, experience.mask)
+
+
+INNER = {"reinforce": reinforce, "lvc": lvc, "dice": dice}
+
+
+def _log_probs(policy: Policy, experience: Experience) -> Tensor:
+    return policy.log_prob(policy(experience.observations), experience.actions)
+
+
+def _one(log_probs: Tensor) -> Tensor:
+    """1, with the derivatives of the probability's logarithm: the magic box."""
+    return (log_probs - log_probs.detach()).exp()
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Over the steps that were taken."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum()

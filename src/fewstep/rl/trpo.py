@@ -1,0 +1,221 @@
+"""Trust region policy optimisation of the meta-parameters (Schulman et al. 2015; Finn et al. 2017, Algorithm 3).
+
+minimise  mean_k L_k(theta'_k(theta))  where  mean_k KL(pi_old,k || pi_theta'_k) <= delta,  theta'_k after adaptation
+
+The curvature of the constraint at the old policy is exactly  mean_k J_k^T F_k J_k,  J_k = d theta'_k / d theta: F_k v
+needs first derivatives of the policy only, J v is the forward mode of the inner loop and J^T v its backward mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.func import functional_call, jvp, vjp, vmap
+
+from fewstep.errors import DivergenceError, InputError
+from fewstep.functional import Tensors
+from fewstep.learner import Learner
+from fewstep.rl.experience import Experience
+from fewstep.rl.explorer import Explorer
+from fewstep.task import Task
+
+Vectors = list[Tensor]
+SHRINK, TRIES = 0.8, 15  # of the line search
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustRegion:
+    """How far a step goes, and how its direction is found.
+
+    delta : the most that the mean KL divergence may be
+    iterations : of conjugate gradient;  damping : added to the curvature's diagonal
+    stride : the curvature is taken from each `stride`-th step lived through, of every trajectory; 1 takes all, which is
+        exact, and what the inner loss `dice` needs
+    """
+
+    delta: float = 0.01
+    iterations: int = 10
+    damping: float = 1e-5
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.delta <= 0 or self.damping < 0 or self.iterations < 1 or self.stride < 1:
+            raise InputError(f"delta must be above 0, damping at least 0, the counts at least 1, but {self} came")
+
+
+class TRPO:
+    """`loss = step(tasks)`: explore, then move the learner's parameters; the loss [] is that before the step.
+
+    The learning rate that training hands on is of no use: the trust region says how far to go.
+
+    A step that finds no lower loss within the trust region, in 15 tries of 0.8 times the length each, moves nothing.
+    accepted : whether the last step moved;  divergence : its KL divergence
+    """
+
+    def __init__(self, explorer: Explorer, region: TrustRegion | None = None) -> None:
+        self.explorer, self.region = explorer, region or TrustRegion()
+        self.parameters = [value for value in explorer.learner.parameters() if value.requires_grad]
+        self.accepted, self.divergence = False, 0.0
+
+    def __call__(self, tasks: Task, lr: float = 0.0) -> Tensor:
+        learner, region = self.explorer.learner, self.region
+        experience = self.explorer.explore(tasks)
+        loss = learner(experience).mean()
+        gradient = list(torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True))
+        curvature = Curvature(learner, self.parameters, experience, region.stride)
+
+        def damped(v: Vectors) -> Vectors:
+            return [a + region.damping * b for a, b in zip(curvature(v), v, strict=True)]
+
+        direction = conjugate_gradient(damped, gradient, region.iterations)
+        size = (2 * region.delta / _dot(direction, damped(direction)).clamp_min(1e-30)).sqrt()
+        if not torch.stack([loss.detach(), size]).isfinite().all():
+            raise DivergenceError(
+                "the loss, its gradient or the curvature is not finite; lower the inner rate or delta"
+            )
+        self._search([size * part for part in direction], loss.detach(), experience)
+        found: Tensor = loss.detach()
+        return found
+
+    @torch.no_grad()
+    def _search(self, step: Vectors, loss: Tensor, experience: Task) -> None:
+        """Go along the step as far as the loss falls and the divergence allows."""
+        start = [value.clone() for value in self.parameters]
+        for attempt in range(TRIES):
+            for value, before, part in zip(self.parameters, start, step, strict=True):
+                value.copy_(before - SHRINK**attempt * part)
+            now, divergence = loss_and_divergence(self.explorer.learner, experience)
+            self.accepted = bool(now < loss) and bool(divergence <= self.region.delta)
+            if self.accepted:
+                self.divergence = float(divergence)
+                return
+        self.divergence = 0.0
+        for value, before in zip(self.parameters, start, strict=True):
+            value.copy_(before)
+
+
+class Curvature:
+    """v -> mean_k J_k^T F_k J_k v, the second derivative at theta of the mean KL(pi_old,k || pi_theta'_k).
+
+    It holds where pi_old,k is pi_theta'_k, as right after exploring. v like the learner's parameters.
+    stride : of what was lived through, before and after adaptation, each nth step counts
+    """
+
+    def __init__(self, learner: Learner, parameters: Sequence[Tensor], experience: Task, stride: int = 1) -> None:
+        self.learner, self.parameters = learner, parameters
+        self.support, self.query = thinned(experience.support, stride), thinned(experience.query, stride)
+        taken = self.query.mask.to(self.query.outputs.dtype)
+        self.weights = taken / taken.sum((1, 2), keepdim=True).clamp_min(1)
+        self.adapted = self._adapted()
+        with torch.no_grad():
+            self.theta = adapted(learner, experience.support) if stride > 1 else self.adapted
+        self.theta = {name: value.detach() for name, value in self.theta.items()}
+
+    def __call__(self, v: Vectors) -> Vectors:
+        return self._backward(self._fisher(self._forward(v)))
+
+    def _adapted(self) -> Tensors:
+        return adapted(self.learner, self.support)
+
+    def _forward(self, v: Vectors) -> Tensors:
+        """J v."""
+        with forward_ad.dual_level(), torch.no_grad():
+            dual = {
+                id(p): forward_ad.make_dual(torch.zeros_like(p), part)  # type: ignore[no-untyped-call]
+                for p, part in zip(self.parameters, v, strict=True)
+            }
+            with self.learner.objective.shifted(dual):
+                moved = [(name, forward_ad.unpack_dual(value)) for name, value in self._adapted().items()]  # type: ignore[no-untyped-call]
+        zero = torch.zeros_like
+        return {name: zero(self.theta[name]) if dual.tangent is None else dual.tangent for name, dual in moved}
+
+    def _fisher(self, tangent: Tensors) -> Tensors:
+        """F_k v_k of each task, over its experience."""
+        policy: Any = self.learner.model
+
+        def one(theta: Tensors, tangent: Tensors, seen: Tensor, outputs: Tensor, weights: Tensor) -> Tensors:
+            def forward(own: Tensors) -> Tensor:
+                named = {name.removeprefix("model."): value for name, value in own.items()}
+                result: Tensor = functional_call(policy, named, (seen,))
+                return result
+
+            moved = jvp(forward, (theta,), (tangent,))[1]
+            back: Any = vjp(forward, theta)[1]
+            product: Tensors = back(policy.fisher(outputs, moved) * weights[..., None])[0]
+            return product
+
+        query = self.query
+        found: Tensors = vmap(one)(self.theta, tangent, query.observations, query.outputs, self.weights)
+        return found
+
+    def _backward(self, u: Tensors) -> Vectors:
+        """mean_k J_k^T u_k."""
+        names = list(self.adapted)
+        grads = torch.autograd.grad(
+            [self.adapted[name] for name in names], self.parameters, [u[name] / len(self.weights) for name in names],
+            retain_graph=True, allow_unused=True, materialize_grads=True,
+        )  # fmt: skip
+        return list(grads)
+
+
+def adapted(learner: Learner, support: Experience) -> Tensors:
+    """theta' [K, ...], after the inner steps in training."""
+    for theta in learner.inner_loop(support, learner.steps):  # noqa: B007
+        pass
+    if learner.objective.is_stacked(theta):
+        return theta
+    return {name: value.expand(len(support.mask), *value.shape) for name, value in theta.items()}
+
+
+def thinned(experience: Experience, stride: int) -> Experience:
+    """Each `stride`-th step lived through, as one trajectory [..., 1, n, ...].
+
+    Steps are counted across the trajectories at each moment, so that every trajectory and every moment keeps its share:
+    with whole trajectories left out, the curvature misleads.
+    """
+    if stride == 1:
+        return experience
+    axis = experience.mask.dim() - 2  # of the trajectories
+    rows = [part.transpose(axis, axis + 1).flatten(axis, axis + 1) for part in experience]
+    return Experience(*[part[(slice(None),) * axis + (slice(None, None, stride),)].unsqueeze(axis) for part in rows])
+
+
+def loss_and_divergence(learner: Learner, experience: Task) -> tuple[Tensor, Tensor]:
+    """The mean over the tasks of the outer loss, and of KL(pi_old || pi_theta') on what was lived through after."""
+    policy: Any = learner.model
+    query: Experience = experience.query
+    loss = learner(experience).mean()
+    theta = adapted(learner, experience.support)
+    own = {name.removeprefix("model."): value for name, value in theta.items()}
+    outputs = vmap(lambda named, seen: functional_call(policy, named, (seen,)))(own, query.observations)
+    away = torch.where(query.mask, policy.kl(query.outputs, outputs), 0.0)
+    return loss, (away.sum((1, 2)) / query.mask.sum((1, 2))).mean()
+
+
+def conjugate_gradient(product: Callable[[Vectors], Vectors], g: Vectors, iterations: int) -> Vectors:
+    """v with product(v) = g, about, for a symmetric positive product.
+
+    >>> conjugate_gradient(lambda v: [2 * v[0]], [torch.tensor([4.0, 6.0])], iterations=1)
+    [tensor([2., 3.])]
+    """
+    v, r, p = [torch.zeros_like(part) for part in g], list(g), list(g)
+    squared = _dot(r, r)
+    for _ in range(iterations):
+        if squared <= 1e-20:
+            break
+        moved = product(p)
+        step = squared / _dot(p, moved)
+        v = [a + step * b for a, b in zip(v, p, strict=True)]
+        r = [a - step * b for a, b in zip(r, moved, strict=True)]
+        before, squared = squared, _dot(r, r)
+        p = [a + squared / before * b for a, b in zip(r, p, strict=True)]
+    return v
+
+
+def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()

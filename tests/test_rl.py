@@ -1,0 +1,447 @@
+"""Reinforcement learning: returns, baselines and policies against plain loops; surrogates by brute force; TRPO."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Independent, Normal, kl_divergence
+from torch.func import functional_call
+
+from fewstep import InputError, Learner, Task
+from fewstep.evaluate import evaluate
+from fewstep.rl import TRPO, CategoricalPolicy, EnvironmentEpisodes, Explorer, GaussianPolicy, Policy, TrustRegion
+from fewstep.rl.baseline import linear_baseline
+from fewstep.rl.environments import Navigation, Told
+from fewstep.rl.experience import Experience
+from fewstep.rl.returns import discounted, generalised_advantages, standardised
+from fewstep.rl.surrogates import INNER, Clipped, dice, likelihood_ratio, lvc, reinforce
+from fewstep.rl.trpo import Curvature, loss_and_divergence, thinned
+from fewstep.updates import SGD
+from tests.reference import relative_error
+
+LR = 0.3
+hessian: Any = torch.autograd.functional.hessian
+
+
+def build(inner: Any = reinforce, steps: int = 1, hidden: int = 5, **options: Any) -> Learner:
+    torch.manual_seed(0)
+    policy = GaussianPolicy(2, 2, (hidden,)).double()
+    return Learner(policy, likelihood_ratio, SGD(LR), steps=steps, inner_loss=inner, stream=True, **options)
+
+
+def explorer_of(learner: Learner, horizon: int = 6, **options: Any) -> Explorer:
+    return Explorer(learner, Navigation(horizon), trajectories=4, **options)
+
+
+def tasks_of(count: int = 3, horizon: int = 6) -> Task:
+    tasks = EnvironmentEpisodes(tasks=count, environment=Navigation(horizon))[0]
+    goals, seeds = tasks.support
+    return Task((goals.double(), seeds), (goals.double(), seeds))
+
+
+def run_of(task: Task, number: int) -> tuple[Experience, Experience]:
+    """The experience of one task: before each step, and after the last."""
+    support, query = (Experience(*[part[number] for part in batch]) for batch in task)
+    return support, query
+
+
+# Returns, baseline, policies.
+
+
+def test_returns_and_advantages_are_those_of_plain_loops() -> None:
+    torch.manual_seed(0)
+    rewards, values = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    for discount, decay in ((0.9, 1.0), (0.99, 0.8)):
+        for k, m in itertools.product(range(3), range(5)):
+            r, v = rewards[k, m].tolist(), [*values[k, m].tolist(), 0.0]
+            ahead = [sum(discount ** (s - t) * r[s] for s in range(t, 7)) for t in range(7)]
+            deltas = [r[t] + discount * v[t + 1] - v[t] for t in range(7)]
+            advantages = [sum((discount * decay) ** (s - t) * deltas[s] for s in range(t, 7)) for t in range(7)]
+            torch.testing.assert_close(discounted(rewards, discount)[k, m].tolist(), ahead)
+            found = generalised_advantages(rewards, values, discount, decay)[k, m].tolist()
+            torch.testing.assert_close(found, advantages)
+
+
+def test_advantages_are_standardised_over_what_counts() -> None:
+    torch.manual_seed(0)
+    advantages, mask = torch.randn(2, 4, 6, dtype=torch.float64), torch.rand(2, 4, 6) < 0.7
+    found = standardised(advantages, mask)
+    for own, which in zip(found, mask, strict=True):
+        assert own[which].mean().abs() < 1e-12
+        assert abs(own[which].std(correction=0) - 1) < 1e-6
+        assert not own[~which].any()
+
+
+def test_the_baseline_is_a_ridge_regression_of_each_task() -> None:
+    rng = np.random.default_rng(0)
+    seen, returns = rng.normal(size=(2, 3, 4, 2)) * 20, rng.normal(size=(2, 3, 4))
+    mask = rng.random((2, 3, 4)) < 0.8
+    found = linear_baseline(torch.tensor(seen), torch.tensor(returns), torch.tensor(mask)).numpy()
+    for k in range(2):
+        o, t = np.clip(seen[k], -10, 10), np.broadcast_to(np.arange(4)[:, None] / 100, (3, 4, 1))
+        x = np.concatenate([o, o**2, t, t**2, t**3, np.ones_like(t)], -1)
+        rows, y = x[mask[k]], returns[k][mask[k]]
+        weights = np.linalg.solve(rows.T @ rows + 1e-5 * np.eye(8), rows.T @ y)
+        np.testing.assert_allclose(found[k], x @ weights, rtol=1e-6, atol=1e-9)
+
+
+def distribution(policy: Policy, outputs: Tensor) -> Any:
+    if isinstance(policy, CategoricalPolicy):
+        return Categorical(logits=outputs)
+    mean, log_std = outputs.chunk(2, -1)
+    return Independent(Normal(mean, log_std.exp()), 1)
+
+
+@pytest.mark.parametrize("kind", [GaussianPolicy, CategoricalPolicy])
+def test_policies_are_the_distributions_of_torch(kind: type[Any]) -> None:
+    torch.manual_seed(0)
+    policy = kind(3, 4).double()
+    old, new = policy(torch.randn(2, 6, 3, dtype=torch.float64)) + torch.randn(2, 1, 1, dtype=torch.float64) / 3
+    old = (old + 0.2 * torch.randn_like(old)).detach()
+    actions = distribution(policy, old).sample()
+    torch.testing.assert_close(policy.log_prob(old, actions), distribution(policy, old).log_prob(actions))
+    torch.testing.assert_close(policy.kl(old, new), kl_divergence(*(distribution(policy, o) for o in (old, new))))
+    tangent = torch.randn_like(old)
+    hvp: Any = torch.autograd.functional.hvp
+    _, product = hvp(lambda moved: policy.kl(old, moved).sum(), old, tangent)
+    torch.testing.assert_close(policy.fisher(old, tangent), product)
+    noise = policy.noise((20_000,), torch.Generator().manual_seed(0)).double()
+    drawn = policy.act(old[:1].expand(20_000, -1), noise)
+    expected = distribution(policy, old[:1]).mean if kind is GaussianPolicy else None
+    if expected is None:
+        assert (drawn.bincount(minlength=4) / 20_000 - old[0].softmax(-1)).abs().max() < 0.02
+    else:
+        assert (drawn.mean(0) - expected[0]).abs().max() < 0.05
+
+
+# Environments and sampling.
+
+
+def test_navigation_by_its_formulas() -> None:
+    world = Navigation(horizon=5)
+    goals = torch.tensor([[0.2, -0.1], [0.0, 0.5]], dtype=torch.float64)
+    seen = world.reset(goals, 1, [])
+    place = np.zeros((2, 2))
+    for script in ([[1.0, -0.5], [0.3, 9.0]], [[1.0, -0.5], [-3.0, 1.0]], [[0.05, 0.0], [0.0, 0.0]]):
+        place = place + 0.1 * np.clip(np.array(script), -1, 1)
+        seen, rewards, ended = world.step(torch.tensor(script, dtype=torch.float64)[:, None])
+        away = place - goals.numpy()
+        np.testing.assert_allclose(seen[:, 0].numpy(), place)
+        np.testing.assert_allclose(rewards[:, 0].numpy(), -np.sqrt((away**2).sum(-1)))
+        assert ended[:, 0].tolist() == (np.abs(away) < 0.01).all(-1).tolist()
+    assert ended.flatten().tolist() == [True, False]
+    drawn = world.sample_tasks(2000, torch.Generator().manual_seed(0))
+    assert drawn.abs().max() <= 0.5
+    assert drawn.std(0).sub(12**-0.5).abs().max() < 0.01
+
+
+def test_trajectories_do_not_depend_on_how_tasks_are_cut() -> None:
+    learner, tasks = build(), tasks_of(4)
+    whole = list(explorer_of(learner).walk(tasks, 2))
+    parts = [list(explorer_of(learner).walk(tasks.select(torch.tensor(rows)), 2)) for rows in ([0, 1], [2, 3])]
+    for step in range(3):
+        for part, first, second in zip(whole[step], parts[0][step], parts[1][step], strict=True):
+            torch.testing.assert_close(part, torch.cat([first, second]), rtol=1e-10, atol=1e-10)
+
+
+def test_what_comes_after_the_end_does_not_count() -> None:
+    learner = build()
+    goals, seeds = tasks_of(2, 30).support
+    goals = torch.zeros_like(goals) + 0.005  # near the start: some get there
+    lived = next(iter(Explorer(learner, Navigation(30), trajectories=20).walk(Task((goals, seeds), (goals, seeds)))))
+    lengths = lived.mask.sum(-1)
+    assert lengths.min() < 30
+    assert not lived.rewards[~lived.mask].any()
+    ends = (lived.mask[..., :-1] & ~lived.mask[..., 1:]).sum(-1)
+    assert (ends <= 1).all(), "once over, it stays over"
+
+
+def test_the_actions_are_those_of_the_adapted_policy() -> None:
+    learner, tasks = build(), tasks_of()
+    experience = explorer_of(learner).explore(tasks)
+    policy: Any = learner.model
+    for number in range(3):
+        support, query = run_of(experience, number)
+        first = Experience(*[part[0] for part in support])
+        theta = dict(policy.named_parameters())
+        grads = torch.autograd.grad(reinforce(policy, first), list(theta.values()))
+        moved = {name: value - LR * grad for (name, value), grad in zip(theta.items(), grads, strict=True)}
+        for batch, own in ((first, theta), (query, moved)):
+            outputs = functional_call(policy, own, (batch.observations,))
+            torch.testing.assert_close(torch.where(batch.mask[..., None], outputs - batch.outputs, 0.0).abs().max(),
+                                       torch.tensor(0.0).double(), atol=1e-10, rtol=0)  # fmt: skip
+            told = policy.log_prob(batch.outputs, batch.actions)
+            torch.testing.assert_close(torch.where(batch.mask, told - batch.log_probs, 0.0).abs().max(),
+                                       torch.tensor(0.0).double(), atol=1e-10, rtol=0)  # fmt: skip
+
+
+def test_an_evaluation_gives_returns_after_each_step() -> None:
+    explorer = explorer_of(build())
+    episodes = EnvironmentEpisodes(tasks=2, environment=Navigation(6))
+    result = evaluate(explorer, episodes, metric="return", steps=2, count=4)
+    assert result.higher_is_better
+    lived = [list(explorer.walk(episodes[i], 2)) for i in (0, 1)]
+    for step, point in enumerate(result.by_step):
+        returns = torch.cat([walk[step].rewards.sum(-1).mean(-1) for walk in lived])
+        assert point.mean == pytest.approx(returns.double().mean().item())
+
+
+def test_an_oracle_is_told_the_task() -> None:
+    goals = torch.tensor([[0.3, 0.1], [0.2, 0.4]])
+    world = Told(Navigation(3), 2)
+    assert world.observations == 4
+    seen = world.reset(goals, 5, [])
+    assert torch.equal(seen[..., 2:], goals[:, None].expand(2, 5, 2))
+    assert torch.equal(world.step(torch.ones(2, 5, 2))[0][..., 2:], goals[:, None].expand(2, 5, 2))
+
+
+# Derivatives against plain autograd.
+
+
+def naive_objective(learner: Learner, experience: Task, inner: Any, outer: Any) -> Tensor:
+    """mean_k outer(theta'_k) by plain autograd, one task after another."""
+    policy: Any = learner.model
+    total: list[Tensor] = []
+    for number in range(len(experience.query.mask)):
+        support, query = run_of(experience, number)
+        theta = dict(policy.named_parameters())
+        for step in range(learner.steps):
+            batch = Experience(*[part[step] for part in support])
+            loss = inner(_With(policy, theta), batch)
+            grads = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+            theta = {name: value - LR * grad for (name, value), grad in zip(theta.items(), grads, strict=True)}
+        total.append(outer(_With(policy, theta), query))
+    return torch.stack(total).mean()
+
+
+class _With:
+    """A policy with other parameters."""
+
+    def __init__(self, policy: Any, theta: dict[str, Tensor]) -> None:
+        self.policy, self.theta = policy, theta
+
+    def __call__(self, seen: Tensor) -> Any:
+        return functional_call(self.policy, self.theta, (seen,))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+
+def flat(parts: Any) -> Tensor:
+    return torch.cat([part.flatten() for part in parts])
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("inner", INNER)
+def test_meta_gradients_equal_plain_autograd(inner: str, steps: int) -> None:
+    learner = build(INNER[inner], steps)
+    experience = explorer_of(learner).explore(tasks_of())
+    own = list(learner.parameters())
+    ours = torch.autograd.grad(learner(experience).mean(), own)
+    naive = torch.autograd.grad(naive_objective(learner, experience, INNER[inner], likelihood_ratio), own)
+    assert relative_error(flat(ours), flat(naive)) < 1e-8
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.parametrize("inner", INNER)
+def test_the_curvature_is_that_of_the_divergence(inner: str, steps: int) -> None:
+    learner = build(INNER[inner], steps)
+    experience = explorer_of(learner).explore(tasks_of())
+    own = list(learner.parameters())
+
+    def divergence(policy: Any, query: Experience) -> Tensor:
+        away = policy.kl(query.outputs, policy(query.observations))
+        return torch.where(query.mask, away, 0.0).sum() / query.mask.sum()
+
+    torch.manual_seed(1)
+    v = [torch.randn_like(value) for value in own]
+    whole = naive_objective(learner, experience, INNER[inner], divergence)
+    first = torch.autograd.grad(whole, own, create_graph=True, materialize_grads=True)
+    slope = torch.stack([(a * b).sum() for a, b in zip(first, v, strict=True)]).sum()
+    naive = torch.autograd.grad(slope, own)
+    assert flat(first).norm() < 1e-10, "at the old policy the divergence is least"
+    ours = Curvature(learner, own, experience)(v)
+    assert relative_error(flat(ours), flat(naive)) < 1e-8
+
+
+def test_a_thinned_curvature_is_near_the_whole_one() -> None:
+    learner = build(hidden=8)
+    explorer = Explorer(learner, Navigation(40), trajectories=30)
+    experience = explorer.explore(tasks_of(2, 40))
+    own = list(learner.parameters())
+    v = [torch.ones_like(value) for value in own]
+    whole, thin = (flat(Curvature(learner, own, experience, stride)(v)) for stride in (1, 7))
+    assert 0 < relative_error(thin, whole) < 0.3
+    rows = thinned(experience.query, 7)
+    assert rows.mask.shape == (2, 1, -(-40 * 30 // 7))
+    seen = experience.query.observations  # [tasks, trajectories, steps, 2]; entry 7 is trajectory 7 at the first step
+    assert torch.equal(rows.observations[:, 0, 1], seen[:, 7, 0])
+
+
+# Second derivatives by brute force: all trajectories of two steps, with their probabilities.
+
+
+class Table(CategoricalPolicy):
+    """Two actions in each of three states, given as one-hot observations; the logits are the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.logits = nn.Linear(3, 2, bias=False)  # type: ignore[assignment]
+
+
+def hessians(inner: Any, steps: int) -> tuple[Tensor, Tensor]:
+    """The expected second derivative of the surrogate, and that of minus the expected return.
+
+    State 0 first; then state 1 or 2, as the action says. Rewards are fixed numbers of state and action.
+    """
+    torch.manual_seed(0)
+    policy = Table().double()
+    weight: Tensor = policy.get_parameter("logits.weight")
+    rewards = torch.tensor([[1.0, -0.5], [2.0, 0.3], [-1.0, 0.7]], dtype=torch.float64)
+    eye = torch.eye(3, dtype=torch.float64)
+    expected = torch.zeros(6, 6, dtype=torch.float64)
+
+    def probabilities(own: Tensor) -> Tensor:
+        return own.t().softmax(-1)  # [state, action]
+
+    def value(own: Any) -> Any:
+        p, total = probabilities(own), torch.zeros((), dtype=torch.float64)
+        for actions in itertools.product((0, 1), repeat=steps):
+            states = [0, 1 + actions[0]][:steps]
+            chance = torch.stack([p[s, a] for s, a in zip(states, actions, strict=True)]).prod()
+            total = total + chance * sum(rewards[s, a] for s, a in zip(states, actions, strict=True))
+        return -total
+
+    for actions in itertools.product((0, 1), repeat=steps):
+        states = [0, 1 + actions[0]][:steps]
+        gained = torch.stack([rewards[s, a] for s, a in zip(states, actions, strict=True)])[None]
+        lived = Experience(eye[states][None], torch.tensor([actions]), discounted(gained, 1.0), gained, gained,
+                           torch.ones(1, steps, dtype=torch.bool))  # fmt: skip
+
+        def loss(own: Any, lived: Experience = lived) -> Tensor:
+            total: Tensor = steps * inner(_With(policy, {"logits.weight": own}), lived)  # the sum, not the mean
+            return total
+
+        p = probabilities(weight)
+        chance = torch.stack([p[s, a] for s, a in zip(states, actions, strict=True)]).prod().detach()
+        second = hessian(loss, weight.detach())
+        expected += chance * second.reshape(6, 6)
+    truth = hessian(value, weight.detach())
+    whole: Tensor = truth.reshape(6, 6)
+    return expected, whole
+
+
+@pytest.mark.parametrize(
+    ("inner", "steps", "unbiased"),
+    [(reinforce, 1, False), (lvc, 1, True), (dice, 1, True), (reinforce, 2, False), (lvc, 2, False), (dice, 2, True)],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_which_surrogates_have_the_hessian_of_the_return(inner: Any, steps: int, unbiased: bool) -> None:
+    expected, truth = hessians(inner, steps)
+    error = relative_error(expected, truth)
+    assert error < 1e-10 if unbiased else error > 0.05
+
+
+def test_lvc_is_less_biased_than_reinforce() -> None:
+    errors = [relative_error(*hessians(inner, 2)) for inner in (lvc, reinforce)]
+    assert errors[0] < errors[1]
+
+
+def test_all_surrogates_have_the_policy_gradient() -> None:
+    learner = build()
+    _, query = run_of(explorer_of(learner).explore(tasks_of(), 0), 0)
+    policy: Any = learner.model
+    own = list(policy.parameters())
+    losses: list[Any] = [*INNER.values(), likelihood_ratio, Clipped()]
+    found = [flat(torch.autograd.grad(loss(policy, query), own)) for loss in losses]
+    for gradient in found[1:]:
+        torch.testing.assert_close(gradient, found[0], rtol=1e-8, atol=1e-10)
+
+
+def test_clipping_stops_at_the_border() -> None:
+    policy = GaussianPolicy(1, 1)
+    outputs = torch.zeros(1, 1, 2)
+    actions = torch.zeros(1, 1, 1)
+    there = policy.log_prob(outputs, actions)
+    with torch.no_grad():
+        for layer in policy.mean.modules():
+            if isinstance(layer, nn.Linear):
+                layer.weight.zero_()
+                layer.bias.zero_()
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    for advantage, old, value in ((1.0, -1.0, -1.2), (1.0, 1.0, -0.3679), (-1.0, -1.0, 2.7183), (-1.0, 1.0, 0.8)):
+        lived = Experience(torch.zeros(1, 1, 1), actions, torch.full((1, 1), advantage), there + old, outputs, mask)
+        assert Clipped(0.2)(policy, lived).item() == pytest.approx(value, abs=1e-4)
+
+
+# TRPO.
+
+
+def test_a_step_lowers_the_loss_within_the_trust_region() -> None:
+    learner = build()
+    step = TRPO(explorer_of(learner), TrustRegion(delta=0.02))
+    before = [value.detach().clone() for value in learner.parameters()]
+    for _ in range(3):
+        step(tasks_of())
+        assert step.accepted
+        assert 0 < step.divergence <= 0.02
+    assert all(not torch.equal(*pair) for pair in zip(before, learner.parameters(), strict=True))
+    after = explorer_of(learner).explore(tasks_of())
+    loss, divergence = loss_and_divergence(learner, after)
+    assert divergence.abs() < 1e-12, "on its own experience nothing has changed yet"
+    assert loss.abs() < 1e-10
+
+
+def test_a_step_that_does_not_help_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = build()
+    step = TRPO(explorer_of(learner))
+    before = [value.detach().clone() for value in learner.parameters()]
+    tried: list[float] = []
+
+    def worse(learner: Learner, experience: Task) -> tuple[Tensor, Tensor]:
+        tried.append(0.0)
+        return torch.tensor(1.0), torch.tensor(0.0)
+
+    monkeypatch.setattr("fewstep.rl.trpo.loss_and_divergence", worse)
+    step(tasks_of())
+    assert not step.accepted
+    assert len(tried) == 15
+    assert all(torch.equal(*pair) for pair in zip(before, learner.parameters(), strict=True))
+
+
+def test_a_world_that_gives_nan_stops_training() -> None:
+    class Broken(Navigation):
+        def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            seen, rewards, ended = super().step(actions)
+            return seen, rewards * float("nan"), ended
+
+    learner = build()
+    before = [value.detach().clone() for value in learner.parameters()]
+    with pytest.raises(InputError, match=r"rewards hold NaN or infinity in task \[.*\], seed \d+, after 0 inner steps"):
+        TRPO(Explorer(learner, Broken(6), trajectories=4))(tasks_of())
+    assert all(torch.equal(*pair) for pair in zip(before, learner.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"delta": 0.0}, "delta must be above 0"), ({"iterations": 0}, "at least 1"), ({"stride": 0}, "at least 1")],
+)
+def test_wrong_trust_regions(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrustRegion(**options)
+
+
+def test_wrong_learners() -> None:
+    plain = Learner(nn.Linear(2, 2), likelihood_ratio, SGD(0.1), steps=1, stream=True)
+    with pytest.raises(InputError, match="must be a policy, but a Linear came"):
+        Explorer(plain, Navigation())
+    still = Learner(GaussianPolicy(2, 2), likelihood_ratio, SGD(0.1), steps=1)
+    with pytest.raises(InputError, match="stream=True"):
+        Explorer(still, Navigation())
+    with pytest.raises(InputError, match="std must be at least"):
+        GaussianPolicy(2, 2, std=0.0)
