@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torch.func import functional_call
 
 from fewstep import InputError, Learner, Task
+from fewstep.cli import main
 from fewstep.evaluate import evaluate
 from fewstep.rl import TRPO, CategoricalPolicy, EnvironmentEpisodes, Explorer, GaussianPolicy, Policy, TrustRegion
 from fewstep.rl.baseline import linear_baseline
@@ -445,3 +448,39 @@ def test_wrong_learners() -> None:
         Explorer(still, Navigation())
     with pytest.raises(InputError, match="std must be at least"):
         GaussianPolicy(2, 2, std=0.0)
+
+
+SMALL = ["--iterations", "2", "--meta-batch", "2", "--trajectories", "2", "--test-trajectories", "2", "--horizon", "5",
+         "--stride", "3", "--check-every", "1", "--validation-episodes", "2", "--test-episodes", "2",
+         "--pretrain-iterations", "1"]  # fmt: skip
+
+
+def test_navigation_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
+    run = ["train", "navigation", *SMALL, "--out", str(tmp_path)]
+    main(run)
+    main([*run, "--iterations", "3"])
+    main(["evaluate", str(tmp_path)])
+    content = json.loads((tmp_path / "evaluation.json").read_text())
+    assert content["metric"] == "return"
+    assert [point["step"] for point in content["by_step"]] == [0, 1, 2, 3]
+    assert content["protocol"]["later_steps"] == "half the rate"
+    assert {"pre-trained on all tasks, fine-tuned", "oracle, told the goal"} < set(content["baselines"])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plan"], "engines are not planned for policies yet"),
+        (["--surrogate", "dice"], "the surrogate dice needs whole trajectories: --stride 1"),
+        (["--horizon", "0"], "--horizon must be at least 1, but 0 came"),
+        (["--discount", "1.5"], "--discount must be from 0 to 1, but 1.5 came"),
+        (["--delta", "0"], "delta must be above 0"),
+    ],
+)
+def test_wrong_options_of_navigation(options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "navigation", *options, "--out", str(tmp_path / "run")])
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()

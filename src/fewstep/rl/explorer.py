@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,11 @@ class Explorer:
 
     def explore(self, tasks: Task, steps: int | None = None) -> Task:
         """Experience before each inner step (support, a stream) and after the last one (query): a batch of tasks."""
-        *support, query = [self.learned_from(lived) for lived in self.walk(tasks, steps)]
+        return self.task_of(list(self.walk(tasks, steps)))
+
+    def task_of(self, walk: Sequence[Trajectories]) -> Task:
+        """The same from what was lived through."""
+        *support, query = [self.learned_from(lived) for lived in walk]
         stream = support or [query]  # without inner steps nothing of it is used
         return Task(Experience(*[torch.stack(part, 1) for part in zip(*stream, strict=True)]), query)
 

@@ -49,7 +49,9 @@ class TrustRegion:
 
 
 class TRPO:
-    """`loss = step(tasks)`: explore, then move the learner's parameters; the loss [] is that before the step.
+    """`loss = step(tasks)`: explore, then move the learner's parameters.
+
+    The loss [] is minus the mean return after adaptation, as it was before the step.
 
     The learning rate that training hands on is of no use: the trust region says how far to go.
 
@@ -64,7 +66,8 @@ class TRPO:
 
     def __call__(self, tasks: Task, lr: float = 0.0) -> Tensor:
         learner, region = self.explorer.learner, self.region
-        experience = self.explorer.explore(tasks)
+        walk = list(self.explorer.walk(tasks))
+        experience = self.explorer.task_of(walk)
         loss = learner(experience).mean()
         gradient = list(torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True))
         curvature = Curvature(learner, self.parameters, experience, region.stride)
@@ -79,8 +82,7 @@ class TRPO:
                 "the loss, its gradient or the curvature is not finite; lower the inner rate or delta"
             )
         self._search([size * part for part in direction], loss.detach(), experience)
-        found: Tensor = loss.detach()
-        return found
+        return -walk[-1].returns.mean()
 
     @torch.no_grad()
     def _search(self, step: Vectors, loss: Tensor, experience: Task) -> None:
