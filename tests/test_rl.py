@@ -464,7 +464,7 @@ def test_navigation_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
     assert content["metric"] == "return"
     assert [point["step"] for point in content["by_step"]] == [0, 1, 2, 3]
     assert content["protocol"]["later_steps"] == "half the rate"
-    assert {"pre-trained on all tasks, fine-tuned", "oracle, told the goal"} < set(content["baselines"])
+    assert {"pre-trained on all tasks, fine-tuned", "oracle, told the task"} < set(content["baselines"])
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 1, 2, 2, 3, 3]
 

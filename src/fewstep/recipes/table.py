@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fewstep.recipes.base import Recipe
 from fewstep.recipes.characters import GlyphsRecipe, OmniglotRecipe
-from fewstep.recipes.navigation import NavigationRecipe
 from fewstep.recipes.pictures import ImageFolderRecipe, MiniImageNetRecipe
+from fewstep.recipes.policies import HalfCheetahRecipe, NavigationRecipe
 from fewstep.recipes.sinusoid import SinusoidRecipe
 
 
@@ -47,4 +47,6 @@ RECIPES: dict[str, Recipe] = {
     **{f"miniimagenet-5way-{shots}shot-unicorn": _mini_imagenet_unicorn(shots) for shots in (1, 5)},
     "image-folder": ImageFolderRecipe(),
     "navigation": NavigationRecipe(),
+    "half-cheetah-velocity": HalfCheetahRecipe(),
+    "half-cheetah-direction": HalfCheetahRecipe(task="direction", delta=0.02),
 }

@@ -1,0 +1,117 @@
+"""The half-cheetah against Gymnasium's own, and against MuJoCo stepped by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep import InputError
+from fewstep.cli import main
+from fewstep.rl.environments import HalfCheetah
+from tests.test_rl import SMALL
+
+gymnasium = pytest.importorskip("gymnasium", reason="the extra rl is not installed")
+mujoco = pytest.importorskip("mujoco", reason="the extra rl is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore:compiler attribute 'settotalmass'", "ignore::DeprecationWarning")
+GOALS = {"velocity": [0.5, 1.5], "direction": [1.0, -1.0]}
+
+
+def reset(world: HalfCheetah) -> tuple[torch.Tensor, Any, Any]:
+    goals = torch.tensor(GOALS[world.task])[:, None]
+    seen = world.reset(goals, 2, [torch.Generator().manual_seed(i) for i in range(2)])
+    physics: Any = world._physics
+    return seen, physics.positions.copy(), physics.velocities.copy()
+
+
+def script(steps: int) -> Any:
+    return np.random.default_rng(0).uniform(-1.5, 1.5, size=(steps, 4, 6))
+
+
+def wanted(task: str, goal: float, velocity: float) -> float:
+    return goal * velocity if task == "direction" else -abs(velocity - goal)
+
+
+@pytest.mark.parametrize("task", GOALS)
+def test_the_gymnasium_flavour_is_gymnasiums_to_the_bit(task: Any) -> None:
+    world = HalfCheetah(task, "gymnasium")
+    seen, positions, velocities = reset(world)
+    lived = [world.step(torch.tensor(actions).reshape(2, 2, 6)) for actions in script(20)]
+    own = gymnasium.make("HalfCheetah-v5").unwrapped
+    for sim in range(4):
+        own.reset(seed=0)
+        own.set_state(positions[sim], velocities[sim])
+        assert np.array_equal(own._get_obs(), seen.reshape(4, -1)[sim].numpy())
+        for (observations, rewards, ended), actions in zip(lived, script(20), strict=True):
+            action, before = actions[sim].clip(-1, 1), own.data.qpos[0]
+            expected, _, _, _, _ = own.step(action)
+            velocity = (own.data.qpos[0] - before) / own.dt
+            assert np.array_equal(observations.reshape(4, -1)[sim].numpy(), expected)
+            reward = wanted(task, GOALS[task][sim // 2], velocity) - 0.05 * (action**2).sum()
+            assert rewards.flatten()[sim].item() == pytest.approx(reward, abs=1e-12)
+            assert not ended.any()
+
+
+@pytest.mark.parametrize("task", GOALS)
+def test_the_paper_flavour_by_hand(task: Any) -> None:
+    world = HalfCheetah(task)
+    seen, positions, velocities = reset(world)
+    lived = [(seen, None), *(world.step(torch.tensor(a).reshape(2, 2, 6))[:2] for a in script(20))]
+    file = Path(gymnasium.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+    model = mujoco.MjModel.from_xml_path(str(file))
+    assert model.opt.timestep == 0.01
+    assert world._physics is not None
+    assert world._physics.dt == 0.01, "no frame is skipped"
+    assert sum(model.body_mass) == pytest.approx(14)
+    torso = model.body("torso").id
+    for sim in range(4):
+        data = mujoco.MjData(model)
+        data.qpos[:], data.qvel[:] = positions[sim], velocities[sim]
+        mujoco.mj_forward(model, data)
+        for step, (observations, rewards) in enumerate(lived):
+            if rewards is not None:
+                action = script(20)[step - 1, sim].clip(-1, 1)
+                data.ctrl[:] = action
+                mujoco.mj_step(model, data)
+                mujoco.mj_step1(model, data)  # position and velocity stages at the new state
+                mujoco.mj_subtreeVel(model, data)
+                reward = wanted(task, GOALS[task][sim // 2], data.subtree_linvel[torso][0]) - 0.05 * (action**2).sum()
+                assert rewards.flatten()[sim].item() == pytest.approx(reward, abs=1e-9)
+            expected = np.concatenate([data.qpos[1:], data.qvel, data.subtree_com[torso]])
+            np.testing.assert_allclose(observations.reshape(4, -1)[sim].numpy(), expected, atol=1e-9)
+
+
+def test_starts_and_tasks() -> None:
+    for flavour, spread in (("paper", 0.01), ("gymnasium", 0.2 / 12**0.5)):
+        world = HalfCheetah("velocity", flavour)  # type: ignore[arg-type]
+        world.reset(torch.ones(20, 1), 100, [torch.Generator().manual_seed(i) for i in range(20)])
+        physics: Any = world._physics
+        assert (physics.positions - physics.rest).std() == pytest.approx(spread, rel=0.05)
+        assert physics.velocities.std() == pytest.approx(0.1, rel=0.05)
+    drawn = HalfCheetah("velocity").sample_tasks(1000, torch.Generator().manual_seed(0))
+    assert 0 <= drawn.min() < 0.1
+    assert 1.9 < drawn.max() <= 2
+    drawn = HalfCheetah("direction").sample_tasks(1000, torch.Generator().manual_seed(0))
+    assert set(drawn.flatten().tolist()) == {-1.0, 1.0}
+
+
+def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="the task must be 'velocity' or 'direction'"):
+        HalfCheetah("speed")  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    with pytest.raises(InputError, match=r"pip install 'fewstep\[rl\]'"):
+        HalfCheetah().reset(torch.ones(1, 1), 1, [torch.Generator()])
+
+
+def test_the_cheetah_on_the_command_line(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    main(["train", "half-cheetah-direction", *SMALL, "--out", str(run)])
+    main(["evaluate", str(run)])
+    content = json.loads((run / "evaluation.json").read_text())
+    assert content["recipe"] == "half-cheetah-direction"
+    assert len(content["by_step"]) == 4
