@@ -115,3 +115,28 @@ def test_the_cheetah_on_the_command_line(tmp_path: Path) -> None:
     content = json.loads((run / "evaluation.json").read_text())
     assert content["recipe"] == "half-cheetah-direction"
     assert len(content["by_step"]) == 4
+
+
+WORLDS = [("fewstep/Navigation-v0", {}), ("fewstep/HalfCheetah-v0", {}),
+          ("fewstep/HalfCheetah-v0", {"task": "direction", "flavour": "gymnasium"})]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*A Box observation space m")
+@pytest.mark.parametrize(("name", "options"), WORLDS, ids=str)
+def test_as_gymnasium_environments(name: str, options: dict[str, Any]) -> None:
+    from gymnasium.utils.env_checker import check_env
+
+    from fewstep.rl.environments.single import register
+
+    register()
+    env = gymnasium.make(name, horizon=4, **options).unwrapped
+    check_env(env, skip_render_check=True)
+    tasks = env.sample_tasks(3, seed=1)
+    assert np.array_equal(tasks, env.sample_tasks(3, seed=1))
+    env.set_task(tasks[0])
+    _, told = env.reset(seed=0)
+    assert np.array_equal(told["task"], tasks[0])
+    lived = [env.step(env.action_space.sample()) for _ in range(4)]
+    assert [truncated for _, _, _, truncated, _ in lived] == [False, False, False, True]
+    with pytest.raises(InputError, match="a task has the shape"):
+        env.set_task([1.0, 2.0, 3.0])

@@ -60,6 +60,8 @@ class PolicyRecipe(Recipe):
     pretrain_iterations: int = 500
     """Iterations of the baselines that are trained on all tasks."""
     plan: bool = False
+    chunk: int | None = 5
+    """Tasks at a time in learning; fewer stay in the cache."""
 
     metric: ClassVar[str] = "return"
 

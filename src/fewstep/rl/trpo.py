@@ -194,7 +194,9 @@ def loss_and_divergence(learner: Learner, experience: Task) -> tuple[Tensor, Ten
     loss = learner(experience).mean()
     theta = adapted(learner, experience.support)
     own = {name.removeprefix("model."): value for name, value in theta.items()}
-    outputs = vmap(lambda named, seen: functional_call(policy, named, (seen,)))(own, query.observations)
+    outputs = vmap(lambda named, seen: functional_call(policy, named, (seen,)), chunk_size=learner.engine.chunk)(
+        own, query.observations
+    )
     away = torch.where(query.mask, policy.kl(query.outputs, outputs), 0.0)
     return loss, (away.sum((1, 2)) / query.mask.sum((1, 2))).mean()
 
