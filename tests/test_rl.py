@@ -17,7 +17,17 @@ from torch.func import functional_call
 from fewstep import InputError, Learner, Task
 from fewstep.cli import main
 from fewstep.evaluate import evaluate
-from fewstep.rl import TRPO, CategoricalPolicy, EnvironmentEpisodes, Explorer, GaussianPolicy, Policy, TrustRegion
+from fewstep.meta_step import MetaStep
+from fewstep.rl import (
+    TRPO,
+    Ascent,
+    CategoricalPolicy,
+    EnvironmentEpisodes,
+    Explorer,
+    GaussianPolicy,
+    Policy,
+    TrustRegion,
+)
 from fewstep.rl.baseline import linear_baseline
 from fewstep.rl.environments import Navigation, Told
 from fewstep.rl.experience import Experience
@@ -417,6 +427,26 @@ def test_a_step_that_does_not_help_moves_nothing(monkeypatch: pytest.MonkeyPatch
     assert all(torch.equal(*pair) for pair in zip(before, learner.parameters(), strict=True))
 
 
+def test_epochs_of_adam_on_one_exploration() -> None:
+    learner, other = build(), build()
+    tasks = tasks_of()
+    adam = MetaStep(learner, torch.optim.Adam(learner.parameters()))
+    step = Ascent(explorer_of(learner), adam, epochs=3)
+    loss = step(tasks, 0.01)
+    walk = list(explorer_of(other).walk(tasks))
+    experience = explorer_of(other).task_of(walk)
+    optimizer = torch.optim.Adam(other.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        other(experience).mean().backward()
+        optimizer.step()
+    assert loss.item() == pytest.approx(-walk[-1].returns.mean().item())
+    for own, its in zip(learner.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(own, its, rtol=1e-12, atol=1e-12)
+    with pytest.raises(InputError, match="at least 1 epoch, but 0 came"):
+        Ascent(explorer_of(learner), adam, epochs=0)
+
+
 def test_a_world_that_gives_nan_stops_training() -> None:
     class Broken(Navigation):
         def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -455,8 +485,9 @@ SMALL = ["--iterations", "2", "--meta-batch", "2", "--trajectories", "2", "--tes
          "--pretrain-iterations", "1"]  # fmt: skip
 
 
-def test_navigation_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
-    run = ["train", "navigation", *SMALL, "--out", str(tmp_path)]
+@pytest.mark.parametrize("outer", ["trpo", "ppo", "adam"])
+def test_navigation_on_the_command_line(outer: str, tmp_path: Path) -> None:
+    run = ["train", "navigation", *SMALL, "--outer", outer, "--out", str(tmp_path)]
     main(run)
     main([*run, "--iterations", "3"])
     main(["evaluate", str(tmp_path)])
@@ -477,6 +508,7 @@ def test_navigation_on_the_command_line(tmp_path: Path, capsys: Any) -> None:
         (["--horizon", "0"], "--horizon must be at least 1, but 0 came"),
         (["--discount", "1.5"], "--discount must be from 0 to 1, but 1.5 came"),
         (["--delta", "0"], "delta must be above 0"),
+        (["--epochs", "0"], "--epochs must be at least 1, but 0 came"),
     ],
 )
 def test_wrong_options_of_navigation(options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:

@@ -70,12 +70,12 @@ def train(
     run: Run,
     *,
     validate: Callable[[Learner], Evaluation],
-    step_of: Callable[[Learner], Step] | None = None,
+    step_of: Callable[[Learner, Step], Step] = lambda learner, adam: adam,
     report: Callable[[Event], None] = lambda event: None,
 ) -> None:
     """Algorithm 2 of Finn et al. 2017, up to `training.iterations`, starting where the run's last checkpoint stands.
 
-    step_of : makes of the learner what takes an iteration, in place of Adam's step along the meta-gradient
+    step_of : makes of the learner, and of Adam's step along its meta-gradient, what takes an iteration
     Where several processes work together (`fewstep.distributed`), all have to call it, and they share the tasks.
     Raises `KeyboardInterrupt` after saving where Ctrl-C or SIGTERM came, and `DivergenceError`, without saving, where
     a loss or a gradient is not finite.
@@ -88,7 +88,7 @@ def train(
     with _stop_requested() as stop, ahead as drawn:
         together = _Together(learner, stop)
         adam = MetaStep(learner, optimizer, training.clip, together.average if ranks() > 1 else None)
-        meta_step = step_of(learner) if step_of else adam
+        meta_step = step_of(learner, adam)
         while step < training.iterations:  # line 2
             learner.iteration = step
             tasks = drawn[step]  # lines 3, 5, 8

@@ -192,8 +192,9 @@ class Recipe(ABC):
         return Training(iterations=self.iterations, lr=self.meta_lr, schedule=self.schedule, clip=self.clip,
                         check_every=self.check_every, log_every=self.log_every, keep=self.keep)  # fmt: skip
 
-    step_of: ClassVar[Callable[[Any, Learner], Step] | None] = None
-    """What takes an iteration of training, if not Adam along the meta-gradient."""
+    def step_of(self, learner: Learner, adam: Step) -> Step:
+        """What takes an iteration of training; `adam` is a step along the learner's meta-gradient."""
+        return adam
 
     def seen_by(self, learner: Learner) -> Judged:
         """What of a learner is judged."""

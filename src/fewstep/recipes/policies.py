@@ -20,9 +20,9 @@ from fewstep.functional import Loss
 from fewstep.learner import Learner
 from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe
-from fewstep.rl import TRPO, EnvironmentEpisodes, Explorer, GaussianPolicy, TrustRegion
+from fewstep.rl import TRPO, Ascent, EnvironmentEpisodes, Explorer, GaussianPolicy, TrustRegion
 from fewstep.rl.environments import Environment, HalfCheetah, Navigation, Told
-from fewstep.rl.surrogates import INNER, likelihood_ratio
+from fewstep.rl.surrogates import INNER, Clipped, likelihood_ratio
 from fewstep.train import Step
 from fewstep.updates import SGD, Slowed
 
@@ -47,8 +47,12 @@ class PolicyRecipe(Recipe):
     """Of later rewards (gamma)."""
     surrogate: Literal["reinforce", "lvc", "dice"] = "reinforce"
     """The inner loss."""
+    outer: Literal["trpo", "ppo", "adam"] = "trpo"
+    """How the meta-parameters move: the paper's TRPO; or Adam, in several epochs of a clipped loss, or in one step."""
+    epochs: int = 5
+    """Steps of ppo on what was lived through."""
     delta: float = 0.01
-    """The most that a meta-update may change the adapted policies (KL divergence)."""
+    """The most that a meta-update of trpo may change the adapted policies (KL divergence)."""
     damping: float = 1e-2
     """Added to the curvature of that."""
     stride: int = 11
@@ -74,14 +78,16 @@ class PolicyRecipe(Recipe):
             raise InputError(f"--discount must be from 0 to 1, but {self.discount} came")
         if self.plan:
             raise InputError("engines are not planned for policies yet; choose with --method, --chunk and --compile")
-        if self.surrogate == "dice" and self.stride > 1:
+        if self.epochs < 1:
+            raise InputError(f"--epochs must be at least 1, but {self.epochs} came")
+        if self.surrogate == "dice" and self.stride > 1 and self.outer == "trpo":
             raise InputError("the surrogate dice needs whole trajectories: --stride 1")
         self.region  # noqa: B018  raises where its settings are wrong
 
     @property
     def summary(self) -> str:
         return (
-            f"{self.world}, {self.surrogate} inside and TRPO outside: inner rate {self.inner_lr}, "
+            f"{self.world}, {self.surrogate} inside and {self.outer} outside: inner rate {self.inner_lr}, "
             f"{self.meta_batch} tasks, {self.trajectories} trajectories"
         )
 
@@ -105,7 +111,7 @@ class PolicyRecipe(Recipe):
 
     @property
     def loss(self) -> Loss:
-        return likelihood_ratio
+        return Clipped() if self.outer == "ppo" else likelihood_ratio
 
     @property
     def learner_options(self) -> dict[str, Any]:
@@ -117,11 +123,16 @@ class PolicyRecipe(Recipe):
             tasks=tasks, seed=self.seed_of(split), device=self.device, environment=self.environment
         )
 
-    def step_of(self, learner: Learner) -> Step:
+    def step_of(self, learner: Learner, adam: Step) -> Step:
+        explorer = self._explorer(learner, self.environment)
+        if self.outer != "trpo":
+            return Ascent(explorer, adam, self.epochs if self.outer == "ppo" else 1)
         if ranks() > 1:
-            raise InputError("TRPO works in one process so far; leave out --procs")
-        return TRPO(Explorer(learner, self.environment, trajectories=self.trajectories, discount=self.discount),
-                    self.region)  # fmt: skip
+            raise InputError("trpo works in one process so far; leave out --procs, or take --outer ppo")
+        return TRPO(explorer, self.region)
+
+    def _explorer(self, learner: Learner, world: Environment) -> Explorer:
+        return Explorer(learner, world, trajectories=self.trajectories, discount=self.discount)
 
     def seen_by(self, learner: Learner) -> Judged:
         policy, world = learner.model, self.environment
@@ -156,8 +167,8 @@ class PolicyRecipe(Recipe):
 
     def _pretrain(self, world: Environment, model: nn.Module) -> dict[str, Any]:
         """TRPO on all tasks together: the same without inner steps."""
-        learner = Learner(model, self.loss, SGD(self.inner_lr), steps=0, **self.learner_options)
-        step = TRPO(Explorer(learner, world, trajectories=self.trajectories, discount=self.discount), self.region)
+        learner = Learner(model, likelihood_ratio, SGD(self.inner_lr), steps=0, **self.learner_options)
+        step = TRPO(self._explorer(learner, world), self.region)
         episodes = self.episodes("train")
         for number in range(self.pretrain_iterations):
             step(episodes[number])

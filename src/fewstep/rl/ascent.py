@@ -1,0 +1,38 @@
+"""Adam along the meta-gradient of what was explored: a vanilla policy gradient, or proximal policy optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fewstep.errors import InputError
+from fewstep.rl.explorer import Explorer
+from fewstep.task import Task
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """`loss = step(tasks, lr)`: explore, then take `epochs` steps of `adam` on what was lived through.
+
+    adam : `adam(experience, lr)` takes one step, a `fewstep.MetaStep`
+    epochs : 1 with `likelihood_ratio` is the policy gradient; several with `Clipped` are ProMP's outer step (Rothfuss
+        et al. 2019, Algorithm 1), without its penalty for how far the inner steps go
+    The loss [] is minus the mean return after adaptation, as it was before the steps.
+    """
+
+    explorer: Explorer
+    adam: Callable[[Task, float], Tensor]
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InputError(f"there must be at least 1 epoch, but {self.epochs} came")
+
+    def __call__(self, tasks: Task, lr: float) -> Tensor:
+        walk = list(self.explorer.walk(tasks))
+        experience = self.explorer.task_of(walk)
+        for _ in range(self.epochs):
+            self.adam(experience, lr)
+        return -walk[-1].returns.mean()
