@@ -14,7 +14,6 @@ from torch import Tensor
 from fewstep.compilation import foreign_random
 
 Function = Callable[..., tuple[Tensor, ...]]
-WARM_UPS = 2  # what is compiled, chosen or allocated at a first call has no place in a recording
 
 
 class Recording:
@@ -47,9 +46,9 @@ class Recording:
 
     def _recorded(self, function: Function, stream: Any) -> tuple[Any, tuple[Tensor, ...]]:
         generators = torch.get_rng_state(), torch.cuda.get_rng_state()
+        function(*self._inputs)  # what is compiled, chosen or allocated at a first call has no place in a recording
         drawn = _drawn()
-        for _ in range(WARM_UPS):
-            function(*self._inputs)
+        function(*self._inputs)
         if _drawn() != drawn:
             torch.set_rng_state(generators[0])
             torch.cuda.set_rng_state(generators[1])
