@@ -1,4 +1,4 @@
-"""The half-cheetah against Gymnasium's own, and against MuJoCo stepped by hand."""
+"""The half-cheetah and the ant against Gymnasium's own, and against MuJoCo stepped by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from fewstep import InputError
 from fewstep.cli import main
-from fewstep.rl.environments import HalfCheetah
+from fewstep.rl.environments import Ant, HalfCheetah
 from tests.test_rl import SMALL
 
 gymnasium = pytest.importorskip("gymnasium", reason="the extra rl is not installed")
@@ -86,6 +86,62 @@ def test_the_paper_flavour_by_hand(task: Any) -> None:
             np.testing.assert_allclose(observations.reshape(4, -1)[sim].numpy(), expected, atol=1e-9)
 
 
+def ants(world: Ant) -> tuple[Any, Any, Any]:
+    seen = world.reset(torch.tensor(GOALS[world.task])[:, None], 2, [torch.Generator().manual_seed(i) for i in (0, 1)])
+    physics: Any = world._physics
+    return seen, physics.positions.copy(), physics.velocities.copy()
+
+
+@pytest.mark.parametrize("task", GOALS)
+def test_the_papers_ant_by_hand(task: Any) -> None:
+    world = Ant(task)
+    _, positions, velocities = ants(world)
+    actions = np.random.default_rng(0).uniform(-1.5, 1.5, size=(40, 4, 8))
+    lived = [world.step(torch.tensor(a).reshape(2, 2, 8)) for a in actions]
+    spec = mujoco.MjSpec.from_file(str(Path(gymnasium.__file__).parent / "envs/mujoco/assets/ant.xml"))
+    spec.option.timestep = 0.02
+    for geom in spec.geoms:
+        geom.solref, geom.solimp = [0.02, 1], [0.8, 0.8, 0.01, 0.5, 2]
+    model = spec.compile()
+    assert model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
+    assert positions[:, 2].mean() == pytest.approx(0.55, abs=0.05)
+    torso, felt = model.body("torso").id, 0.0
+    for sim in range(4):
+        data = mujoco.MjData(model)
+        data.qpos[:], data.qvel[:] = positions[sim], velocities[sim]
+        for step, (observations, rewards, ended) in enumerate(lived):
+            data.ctrl[:] = actions[step, sim].clip(-1, 1)
+            mujoco.mj_forward(model, data)
+            mujoco.mj_rnePostConstraint(model, data)
+            forces = data.cfrc_ext.clip(-1, 1).copy()
+            felt += abs(forces).sum()
+            mujoco.mj_step(model, data)
+            mujoco.mj_step1(model, data)
+            mujoco.mj_subtreeVel(model, data)
+            state = [data.qpos, data.qvel, forces.ravel(), data.xmat[torso], data.subtree_com[torso]]
+            np.testing.assert_allclose(observations.reshape(4, -1)[sim].numpy(), np.concatenate(state), atol=1e-9)
+            velocity, goal = data.subtree_linvel[torso][0], GOALS[task][sim // 2]
+            reward = goal * velocity if task == "direction" else 1 - abs(velocity - goal)
+            reward += 0.05 - 0.005 * (data.ctrl**2).sum() - 0.0005 * (forces**2).sum()
+            assert rewards.flatten()[sim].item() == pytest.approx(reward, abs=1e-9)
+            assert bool(ended.flatten()[sim]) == (not 0.2 <= data.qpos[2] <= 1.0)
+    assert felt > 0, "no foot touched the ground"
+
+
+def test_the_gymnasium_ant_moves_as_gymnasiums() -> None:
+    world = Ant("velocity", "gymnasium")
+    _, positions, velocities = ants(world)
+    actions = np.random.default_rng(0).uniform(-1, 1, size=(15, 4, 8))
+    lived = [world.step(torch.tensor(a).reshape(2, 2, 8))[0].reshape(4, -1).numpy() for a in actions]
+    own = gymnasium.make("Ant-v5").unwrapped
+    for sim in range(4):
+        own.reset(seed=0)
+        own.set_state(positions[sim], velocities[sim])
+        for step in range(15):
+            expected, *_ = own.step(actions[step, sim])
+            assert np.array_equal(lived[step][sim][:27], expected[:27]), "positions and velocities, to the bit"
+
+
 def test_starts_and_tasks() -> None:
     for flavour, spread in (("paper", 0.01), ("gymnasium", 0.2 / 12**0.5)):
         world = HalfCheetah("velocity", flavour)  # type: ignore[arg-type]
@@ -108,17 +164,19 @@ def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> Non
         HalfCheetah().reset(torch.ones(1, 1), 1, [torch.Generator()])
 
 
-def test_the_cheetah_on_the_command_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["half-cheetah-direction", "ant-velocity"])
+def test_runners_on_the_command_line(recipe: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    main(["train", "half-cheetah-direction", *SMALL, "--out", str(run)])
+    main(["train", recipe, *SMALL, "--out", str(run)])
     main(["evaluate", str(run)])
     content = json.loads((run / "evaluation.json").read_text())
-    assert content["recipe"] == "half-cheetah-direction"
+    assert content["recipe"] == recipe
     assert len(content["by_step"]) == 4
 
 
 WORLDS = [("fewstep/Navigation-v0", {}), ("fewstep/HalfCheetah-v0", {}),
-          ("fewstep/HalfCheetah-v0", {"task": "direction", "flavour": "gymnasium"})]  # fmt: skip
+          ("fewstep/HalfCheetah-v0", {"task": "direction", "flavour": "gymnasium"}), ("fewstep/Ant-v0", {}),
+          ("fewstep/Ant-v0", {"flavour": "gymnasium"})]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space m")

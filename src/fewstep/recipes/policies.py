@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -21,12 +22,13 @@ from fewstep.learner import Learner
 from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe
 from fewstep.rl import TRPO, Ascent, EnvironmentEpisodes, Explorer, GaussianPolicy, TrustRegion
-from fewstep.rl.environments import Environment, HalfCheetah, Navigation, Told
+from fewstep.rl.environments import Ant, Environment, HalfCheetah, Navigation, Told
 from fewstep.rl.surrogates import INNER, Clipped, likelihood_ratio
 from fewstep.train import Step
 from fewstep.updates import SGD, Slowed
 
 RATES = (0.05, 0.1, 0.2, 0.5)
+BODIES: dict[str, Callable[..., Environment]] = {"half-cheetah": HalfCheetah, "ant": Ant}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,9 +198,11 @@ class NavigationRecipe(PolicyRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HalfCheetahRecipe(PolicyRecipe):
+class RunnerRecipe(PolicyRecipe):
     """The paper's own physics by default; its returns do not compare with those of Gymnasium's."""
 
+    body: Literal["half-cheetah", "ant"] = "half-cheetah"
+    """Who runs."""
     task: Literal["velocity", "direction"] = "velocity"
     """What is not told: how fast to run, or whereto."""
     flavour: Literal["paper", "gymnasium"] = "paper"
@@ -206,8 +210,8 @@ class HalfCheetahRecipe(PolicyRecipe):
 
     @property
     def world(self) -> str:
-        return f"half-cheetah {self.task}, {self.flavour} physics"
+        return f"{self.body} {self.task}, {self.flavour} physics"
 
     @property
     def environment(self) -> Environment:
-        return HalfCheetah(self.task, self.flavour, self.horizon)
+        return BODIES[self.body](self.task, self.flavour, self.horizon)

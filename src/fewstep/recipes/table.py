@@ -5,7 +5,7 @@ from __future__ import annotations
 from fewstep.recipes.base import Recipe
 from fewstep.recipes.characters import GlyphsRecipe, OmniglotRecipe
 from fewstep.recipes.pictures import ImageFolderRecipe, MiniImageNetRecipe
-from fewstep.recipes.policies import HalfCheetahRecipe, NavigationRecipe
+from fewstep.recipes.policies import NavigationRecipe, RunnerRecipe
 from fewstep.recipes.sinusoid import SinusoidRecipe
 
 
@@ -47,6 +47,8 @@ RECIPES: dict[str, Recipe] = {
     **{f"miniimagenet-5way-{shots}shot-unicorn": _mini_imagenet_unicorn(shots) for shots in (1, 5)},
     "image-folder": ImageFolderRecipe(),
     "navigation": NavigationRecipe(),
-    "half-cheetah-velocity": HalfCheetahRecipe(),
-    "half-cheetah-direction": HalfCheetahRecipe(task="direction", delta=0.02),
+    "half-cheetah-velocity": RunnerRecipe(),
+    "half-cheetah-direction": RunnerRecipe(task="direction", delta=0.02),
+    "ant-velocity": RunnerRecipe(body="ant"),
+    "ant-direction": RunnerRecipe(body="ant", task="direction", trajectories=40, test_trajectories=40),
 }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -16,7 +17,19 @@ from fewstep.rl.policies import Policy
 from fewstep.rl.returns import discounted, generalised_advantages, standardised
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, PyTorch computes on one thread: its others would spin on the cores that the physics needs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @torch.no_grad()
+@_one_thread()
 def rollout(policy: Policy, theta: Tensors, environment: Environment, tasks: Tensor, trajectories: int,
             generators: Sequence[torch.Generator]) -> Trajectories:  # fmt: skip
     """`trajectories` of each of the tasks [K, ...].

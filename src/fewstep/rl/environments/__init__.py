@@ -1,8 +1,9 @@
 """Environments with tasks, one a file: many trajectories of many tasks at once, and as Gymnasium environments."""
 
+from fewstep.rl.environments.ant import Ant
 from fewstep.rl.environments.base import Environment
 from fewstep.rl.environments.half_cheetah import HalfCheetah
 from fewstep.rl.environments.navigation import Navigation
 from fewstep.rl.environments.told import Told
 
-__all__ = ["Environment", "HalfCheetah", "Navigation", "Told"]
+__all__ = ["Ant", "Environment", "HalfCheetah", "Navigation", "Told"]

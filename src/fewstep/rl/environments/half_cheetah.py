@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.rl.environments.physics import Physics, normal
+from fewstep.rl.environments.physics import Physics, normal, uniform
 
 
 class HalfCheetah:
@@ -49,8 +49,7 @@ class HalfCheetah:
         if self.flavour == "paper":
             positions = normal((trajectories, 9), 0.01, generators)
         else:
-            rows = [torch.rand(trajectories, 9, generator=own, dtype=torch.float64) for own in generators]
-            positions = 0.2 * np.concatenate([row.numpy() for row in rows]) - 0.1
+            positions = uniform((trajectories, 9), 0.1, generators)
         self._physics.start(positions, normal((trajectories, 9), 0.1, generators))
         return self._seen()
 

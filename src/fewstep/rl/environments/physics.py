@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,14 +22,23 @@ class Physics:
 
     positions, velocities : of all simulations, live views [count, ...] in float64; written to, then `settle`
     centre, centre_velocity : of the mass of the whole body [count, 3], at the state after `step`
+    contacts : forces and torques of contacts on each body [count, bodies, 6], in the last physics step
+    turned : the rotation of the torso [count, 9]
 
     file : of the model, among those that come with Gymnasium;  root : the body whose subtree is the whole body
-    frame_skip : physics steps in a step
+    frame_skip : physics steps in a step;  contacts : whether their forces are wanted
+    change : what is changed in the model
     """
 
-    def __init__(self, file: str, root: str, count: int, frame_skip: int) -> None:
+    def __init__(self, file: str, root: str, count: int, frame_skip: int, *, contacts: bool = False,
+                 change: Callable[[Any], None] = lambda spec: None) -> None:  # fmt: skip
         mujoco, batch = modules()
         spec = mujoco.MjSpec.from_file(str(model_file(file)))
+        change(spec)
+        if contacts:  # MuJoCo computes them where a sensor of accelerations asks for it
+            spec.body(root).add_site(name="inside")
+            felt = spec.add_sensor(name="felt", type=mujoco.mjtSensor.mjSENS_ACCELEROMETER)
+            felt.objtype, felt.objname = mujoco.mjtObj.mjOBJ_SITE, "inside"
         for name, kind in (("centre", "SUBTREECOM"), ("centre_velocity", "SUBTREELINVEL")):
             sensor = spec.add_sensor(name=name, type=getattr(mujoco.mjtSensor, f"mjSENS_{kind}"))
             sensor.objtype, sensor.objname = mujoco.mjtObj.mjOBJ_BODY, root
@@ -36,23 +46,30 @@ class Physics:
             warnings.simplefilter("ignore")
             model = spec.compile()
         self.count, self.frame_skip, self.dt = count, frame_skip, model.opt.timestep * frame_skip
-        self.rest = model.qpos0.copy()
+        self.rest, self._root = model.qpos0.copy(), model.body(root).id
+        self._sensor = int(model.sensor("centre").adr[0])
         self._stage = mujoco.mjtStage.mjSTAGE_VEL
         # One state for each simulation: then the stages after a step are those that the next step begins with.
         self._batch = batch.Batch(model, count, persistent=True)
-        self.positions, self.velocities, self._controls, self._sensors = (
-            self._batch.bind(name) for name in ("qpos", "qvel", "ctrl", "sensordata")
+        self.positions, self.velocities, self._controls, self._sensors, self._rotations = (
+            self._batch.bind(name) for name in ("qpos", "qvel", "ctrl", "sensordata", "xmat")
         )
+        self.contacts = self._batch.bind("cfrc_ext") if contacts else None
 
     @property
     def centre(self) -> Any:
         """Where the mass of the whole body is [count, 3]."""
-        return self._sensors[:, :3]
+        return self._sensors[:, self._sensor : self._sensor + 3]
 
     @property
     def centre_velocity(self) -> Any:
         """How it moves [count, 3]."""
-        return self._sensors[:, 3:6]
+        return self._sensors[:, self._sensor + 3 : self._sensor + 6]
+
+    @property
+    def turned(self) -> Any:
+        """The rotation of the torso [count, 9]."""
+        return self._rotations[:, self._root].reshape(self.count, 9)
 
     def start(self, positions: Any, velocities: Any) -> None:
         """Begin at the model's rest plus these [count, ...]."""
@@ -81,6 +98,12 @@ def model_file(name: str) -> Path:
     if package is None or package.origin is None:
         raise InputError(INSTALL)
     return Path(package.origin).parent / "envs" / "mujoco" / "assets" / name
+
+
+def uniform(shape: tuple[int, ...], most: float, generators: Any) -> Any:
+    """Numbers [len(generators) * shape[0], ...] from -most to most, each task's from its own generator."""
+    rows = [torch.rand(*shape, generator=own, dtype=torch.float64) for own in generators]
+    return 2 * most * np.concatenate([row.numpy() for row in rows]) - most
 
 
 def normal(shape: tuple[int, ...], scale: float, generators: Any) -> Any:

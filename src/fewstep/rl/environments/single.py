@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.rl.environments import HalfCheetah, Navigation
+from fewstep.rl.environments import Ant, HalfCheetah, Navigation
 from fewstep.rl.environments.base import Environment
 
 WORLDS: dict[str, Callable[..., Environment]] = {
     "fewstep/Navigation-v0": Navigation,
     "fewstep/HalfCheetah-v0": HalfCheetah,
+    "fewstep/Ant-v0": Ant,
 }
 
 
@@ -76,7 +77,7 @@ class Single(gymnasium.Env[Any, Any]):
 
 
 def register() -> None:
-    """Make them known to `gymnasium.make`: fewstep/Navigation-v0, fewstep/HalfCheetah-v0 with their options."""
+    """Make the worlds above known to `gymnasium.make`, with their options."""
     for name, world in WORLDS.items():
         if name not in gymnasium.registry:
             gymnasium.register(name, entry_point=_made(world))
