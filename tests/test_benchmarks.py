@@ -209,3 +209,15 @@ def test_episodes(capsys: pytest.CaptureFixture[str]) -> None:
     assert last.startswith("| glyphs-5way-1shot |")
     drawing, step = (float(cell) for cell in last.split("|")[2:4])
     assert 0 < drawing < step
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_sampler(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mujoco", reason="the extra rl is not installed")
+    few = ["--tasks", "2", "--trajectories", "2", "--horizon", "3", "--vector", "2", "--rounds", "1"]
+    cli.main(["bench", "sampler", *few])
+    rows = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith(("| half", "| ant"))]
+    assert [row[1].strip() for row in rows] == [
+        "half-cheetah, gymnasium", "ant, gymnasium", "half-cheetah, paper", "ant, paper"
+    ]  # fmt: skip
+    assert all(float(row[3].replace(",", "")) > 0 for row in rows)

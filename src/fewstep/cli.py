@@ -46,7 +46,7 @@ USAGE = """usage: fewstep train RECIPE [--field value ...] [--out RUN]   train, 
        fewstep compare RUN RUN                               the difference of two runs on the same tasks
        fewstep report RUN                                    tables and plots
        fewstep list recipes|algorithms|datasets              what there is
-       fewstep bench [speed|memory|scaling|planner|methods|episodes|WORKLOAD] measure it, from a checkout
+       fewstep bench [speed|memory|scaling|planner|methods|episodes|sampler|WORKLOAD] measure it, from a checkout
 Each command tells its options with --help; `fewstep train RECIPE --help` tells every setting of a recipe."""
 
 
@@ -196,7 +196,7 @@ def _list(arguments: list[str]) -> None:
         print(f"{name:{width}}  {(text or '').strip().splitlines()[0]}")
 
 
-BENCHMARKS = ["speed", "memory", "scaling", "planner", "methods", "episodes"]
+BENCHMARKS = ["speed", "memory", "scaling", "planner", "methods", "episodes", "sampler"]
 
 
 def _bench(arguments: list[str]) -> None:
