@@ -18,6 +18,7 @@ from fewstep import InputError, Learner, Task
 from fewstep.cli import main
 from fewstep.evaluate import evaluate
 from fewstep.meta_step import MetaStep
+from fewstep.report import _training
 from fewstep.rl import (
     TRPO,
     Ascent,
@@ -498,6 +499,15 @@ def test_navigation_on_the_command_line(outer: str, tmp_path: Path) -> None:
     assert {"pre-trained on all tasks, fine-tuned", "oracle, told the task"} < set(content["baselines"])
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked: list[Any] = []
+    monkeypatch.setattr("fewstep.plots.training_figure", lambda *about: marked.append(about[-1]))
+    losses = [{"step": step, "loss": 1.0, "seconds": 1.0} for step in (1, 2)]
+    checks = [{"step": step, "validation_return": [-9.0, value]} for step, value in ((1, -3.0), (2, -2.0))]
+    _training({"recipe": "navigation", "seed": 0, "inner_steps": 1}, [*losses, *checks], None)
+    assert marked == [2]
 
 
 @pytest.mark.parametrize(

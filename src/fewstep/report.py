@@ -15,6 +15,7 @@ from fewstep import plots
 from fewstep.baselines import contend
 from fewstep.commands import recipe_of
 from fewstep.errors import InputError
+from fewstep.evaluate import METRICS
 from fewstep.plots import Line
 from fewstep.progress import narrate
 from fewstep.recipes import RECIPES
@@ -87,7 +88,7 @@ def _training(config: Json, metrics: list[Json], evaluation: Json | None) -> Fig
         for index, name in ((-1, f"after {_steps(last)}"), (0, "before adaptation"))
     ]
     results = [(values[-1], step) for step, _, values in checks if values[-1] is not None]
-    sign = 1 if metric == "accuracy" else -1
+    sign = 1 if METRICS[metric].higher_is_better else -1
     best = max(results, key=lambda result: sign * result[0])[1] if results else None
     # The first protocol of the evaluation is that of validation, on other tasks.
     protocol = {key: config[key] for key in ("ways", "shots", "queries") if config.get(key) is not None}
