@@ -82,7 +82,7 @@ def _bare(world: Any, options: Options) -> Callable[[], float]:
     """The physics alone, under random controls."""
 
     def turn() -> float:
-        physics = world._physics
+        physics = world.physics
         controls = np.random.default_rng(0).uniform(-1, 1, (physics.count, world.actions))
         start = time.perf_counter()
         for _ in range(options.horizon):

@@ -25,7 +25,7 @@ GOALS = {"velocity": [0.5, 1.5], "direction": [1.0, -1.0]}
 def reset(world: HalfCheetah) -> tuple[torch.Tensor, Any, Any]:
     goals = torch.tensor(GOALS[world.task])[:, None]
     seen = world.reset(goals, 2, [torch.Generator().manual_seed(i) for i in range(2)])
-    physics: Any = world._physics
+    physics = world.physics
     return seen, physics.positions.copy(), physics.velocities.copy()
 
 
@@ -65,8 +65,7 @@ def test_the_paper_flavour_by_hand(task: Any) -> None:
     file = Path(gymnasium.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
     model = mujoco.MjModel.from_xml_path(str(file))
     assert model.opt.timestep == 0.01
-    assert world._physics is not None
-    assert world._physics.dt == 0.01, "no frame is skipped"
+    assert world.physics.dt == 0.01, "no frame is skipped"
     assert sum(model.body_mass) == pytest.approx(14)
     torso = model.body("torso").id
     for sim in range(4):
@@ -88,7 +87,7 @@ def test_the_paper_flavour_by_hand(task: Any) -> None:
 
 def ants(world: Ant) -> tuple[Any, Any, Any]:
     seen = world.reset(torch.tensor(GOALS[world.task])[:, None], 2, [torch.Generator().manual_seed(i) for i in (0, 1)])
-    physics: Any = world._physics
+    physics = world.physics
     return seen, physics.positions.copy(), physics.velocities.copy()
 
 
@@ -146,7 +145,7 @@ def test_starts_and_tasks() -> None:
     for flavour, spread in (("paper", 0.01), ("gymnasium", 0.2 / 12**0.5)):
         world = HalfCheetah("velocity", flavour)  # type: ignore[arg-type]
         world.reset(torch.ones(20, 1), 100, [torch.Generator().manual_seed(i) for i in range(20)])
-        physics: Any = world._physics
+        physics = world.physics
         assert (physics.positions - physics.rest).std() == pytest.approx(spread, rel=0.05)
         assert physics.velocities.std() == pytest.approx(0.1, rel=0.05)
     drawn = HalfCheetah("velocity").sample_tasks(1000, torch.Generator().manual_seed(0))
@@ -156,12 +155,15 @@ def test_starts_and_tasks() -> None:
     assert set(drawn.flatten().tolist()) == {-1.0, 1.0}
 
 
-def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the task must be 'velocity' or 'direction'"):
         HalfCheetah("speed")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(InputError, match=r"pip install 'fewstep\[rl\]'"):
-        HalfCheetah().reset(torch.ones(1, 1), 1, [torch.Generator()])
+        HalfCheetah()
+    with pytest.raises(SystemExit):
+        main(["train", "ant-velocity", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("recipe", ["half-cheetah-direction", "ant-velocity"])

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fewstep.errors import InputError
 from fewstep.rl.environments.physics import Physics, normal, uniform
+from fewstep.rl.environments.runner import Runner
 
 STANDING = [0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1]  # rllab's start
 HEALTHY = 0.2, 1.0  # the torso's height: outside, it ends
 
 
-class Ant:
+class Ant(Runner):
     """`velocity`: r = 1 - |v - g| + costs, g uniform in [0, 3].  `direction`: r = d v + costs, d one of -1 and 1
 
         costs = 0.05 - 0.005 |a|^2 - 0.0005 |f|^2
@@ -27,72 +26,43 @@ class Ant:
         velocities, f, the torso's rotation, and the centre; "gymnasium", Ant-v5's model, a step of 0.05 s, v that of
         the torso over the step, 105 observations: positions but for x and y, velocities, f. Returns of the two do not
         compare.
-    Needs the extra `fewstep[rl]`; `InputError` without it.
     """
 
     actions = 8
+    fastest = 3.0
+    sizes: ClassVar[dict[str, int]] = {"paper": 125, "gymnasium": 105}
 
-    def __init__(self, task: Literal["velocity", "direction"] = "velocity",
-                 flavour: Literal["paper", "gymnasium"] = "paper", horizon: int = 200) -> None:  # fmt: skip
-        if task not in ("velocity", "direction") or flavour not in ("paper", "gymnasium"):
-            raise InputError(
-                "the task must be 'velocity' or 'direction' and the flavour 'paper' or 'gymnasium', but "
-                f"{task!r} and {flavour!r} came"
-            )
-        self.task, self.flavour, self.horizon = task, flavour, horizon
-        self.observations = 125 if flavour == "paper" else 105
-        self._physics: Physics | None = None
+    def build(self, count: int) -> Physics:
+        if self.flavour == "paper":
+            return Physics("ant.xml", "torso", count, 1, contacts=True, change=_as_in_rllab)
+        return Physics("ant.xml", "torso", count, 5, contacts=True)
 
-    def sample_tasks(self, count: int, generator: torch.Generator) -> Tensor:
-        drawn = 3 * torch.rand(count, 1, generator=generator)
-        return drawn if self.task == "velocity" else torch.where(drawn < 1.5, -1.0, 1.0)
-
-    def reset(self, tasks: Tensor, trajectories: int, generators: Sequence[torch.Generator]) -> Tensor:
-        count, paper = len(tasks) * trajectories, self.flavour == "paper"
-        if self._physics is None or self._physics.count != count:
-            change = _as_in_rllab if paper else _as_it_is
-            self._physics = Physics("ant.xml", "torso", count, 1 if paper else 5, contacts=True, change=change)
-        self._goals = tasks.double().cpu().numpy().repeat(trajectories, 0)[:, 0]
-        self._shape = (len(tasks), trajectories)
-        if paper:
-            positions = normal((trajectories, 15), 0.01, generators) + STANDING - self._physics.rest
+    def start(self, trajectories: int, generators: Sequence[torch.Generator]) -> tuple[Any, Any]:
+        if self.flavour == "paper":
+            positions = normal((trajectories, 15), 0.01, generators) + STANDING - self.physics.rest
         else:
             positions = uniform((trajectories, 15), 0.1, generators)
-        self._physics.start(positions, normal((trajectories, 14), 0.1, generators))
-        return self._seen()
+        return positions, normal((trajectories, 14), 0.1, generators)
 
-    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        physics = self._physics
-        assert physics is not None
-        controls = actions.double().cpu().numpy().reshape(physics.count, 8).clip(-1, 1)
-        before = physics.positions[:, 0].copy()
-        physics.step(controls)
+    def bonus(self, controls: Any) -> Any:
+        alive = 1.05 if self.task == "velocity" else 0.05
+        return alive - 0.005 * (controls**2).sum(1) - 0.0005 * (self._forces() ** 2).sum((1, 2))
+
+    def ended(self) -> Any:
+        positions, velocities = self.physics.positions, self.physics.velocities
+        finite = np.isfinite(positions).all(1) & np.isfinite(velocities).all(1)
+        return ~(finite & (positions[:, 2] >= HEALTHY[0]) & (positions[:, 2] <= HEALTHY[1]))
+
+    def seen(self) -> Any:
+        physics, forces = self.physics, self._forces()
         if self.flavour == "paper":
-            velocity = physics.centre_velocity[:, 0]
-        else:
-            velocity = (physics.positions[:, 0] - before) / physics.dt
-        wanted = self._goals * velocity if self.task == "direction" else 1 - abs(velocity - self._goals)
-        rewards = wanted + 0.05 - 0.005 * (controls**2).sum(1) - 0.0005 * (self._forces() ** 2).sum((1, 2))
-        height = physics.positions[:, 2]
-        finite = np.isfinite(physics.positions).all(1) & np.isfinite(physics.velocities).all(1)
-        ended = ~(finite & (height >= HEALTHY[0]) & (height <= HEALTHY[1]))
-        return self._seen(), self._by_task(rewards), self._by_task(ended)
+            felt = forces.reshape(physics.count, -1)
+            return np.concatenate([physics.positions, physics.velocities, felt, physics.turned, physics.centre], 1)
+        felt = forces[:, 1:].reshape(physics.count, -1)
+        return np.concatenate([physics.positions[:, 2:], physics.velocities, felt], 1)
 
     def _forces(self) -> Any:
-        physics: Any = self._physics
-        return physics.contacts.clip(-1, 1)
-
-    def _seen(self) -> Tensor:
-        physics: Any = self._physics
-        rows, forces = physics.count, self._forces()
-        if self.flavour == "paper":
-            parts = [physics.positions, physics.velocities, forces.reshape(rows, -1), physics.turned, physics.centre]
-        else:
-            parts = [physics.positions[:, 2:], physics.velocities, forces[:, 1:].reshape(rows, -1)]
-        return self._by_task(np.concatenate(parts, 1))
-
-    def _by_task(self, rows: Any) -> Tensor:
-        return torch.from_numpy(rows.reshape(*self._shape, *rows.shape[1:]))
+        return self.physics.contacts.clip(-1, 1)
 
 
 def _as_in_rllab(spec: Any) -> None:
@@ -100,7 +70,3 @@ def _as_in_rllab(spec: Any) -> None:
     spec.option.timestep = 0.02
     for geom in spec.geoms:
         geom.solref, geom.solimp = [0.02, 1], [0.8, 0.8, 0.01, 0.5, 2]
-
-
-def _as_it_is(spec: Any) -> None:
-    pass

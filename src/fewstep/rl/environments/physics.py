@@ -54,7 +54,7 @@ class Physics:
         self.positions, self.velocities, self._controls, self._sensors, self._rotations = (
             self._batch.bind(name) for name in ("qpos", "qvel", "ctrl", "sensordata", "xmat")
         )
-        self.contacts = self._batch.bind("cfrc_ext") if contacts else None
+        self.contacts: Any = self._batch.bind("cfrc_ext") if contacts else None
 
     @property
     def centre(self) -> Any:
