@@ -95,7 +95,7 @@ def test_a_diverged_mean_is_null_and_worth_least() -> None:
 
 def test_wrong_options(learner: Learner) -> None:
     episodes = SinusoidEpisodes(tasks=4)
-    with pytest.raises(InputError, match="one of accuracy, mse, loss, but 'auc' came"):
+    with pytest.raises(InputError, match="one of accuracy, mse, loss, return, but 'auc' came"):
         evaluate(learner, episodes, metric="auc", steps=1)
     with pytest.raises(InputError, match="at least 2 episodes, but 1 came"):
         evaluate(learner, episodes, metric="mse", steps=1, count=1)

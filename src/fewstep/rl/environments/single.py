@@ -29,8 +29,8 @@ class Single(gymnasium.Env[Any, Any]):
     >>> env = Single(Navigation(horizon=3))
     >>> env.set_task([0.3, 0.0])
     >>> observation, _ = env.reset(seed=0)
-    >>> env.step(np.array([1.0, 0.0]))[:2]
-    (array([0.1, 0. ]), -0.2)
+    >>> env.step(np.array([1.0, 0.0]))[0]
+    array([0.1, 0. ])
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012  (Gymnasium's own form)
