@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torch.func import functional_call
@@ -461,6 +462,61 @@ def test_a_world_that_gives_nan_stops_training() -> None:
     assert all(torch.equal(*pair) for pair in zip(before, learner.parameters(), strict=True))
 
 
+def test_an_environment_that_raises_is_named_with_its_tasks_and_seeds() -> None:
+    class Raises(Navigation):
+        def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            raise OSError("the simulator is gone")
+
+    message = r"exploring failed after 0 inner steps \(OSError: the simulator is gone\) in .* tasks \[\[.*seeds \[\d+"
+    with pytest.raises(InputError, match=message):
+        TRPO(Explorer(build(), Raises(6), trajectories=4))(tasks_of())
+
+
+def test_nan_after_the_end_does_not_count() -> None:
+    class Gone(Navigation):
+        """Ends at once, and is not to be looked at afterwards."""
+
+        def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            seen, rewards, _ = super().step(actions)
+            self._places = seen * float("nan")
+            return self._places, rewards.nan_to_num(), torch.ones_like(rewards, dtype=torch.bool)
+
+    lived = next(iter(Explorer(build(), Gone(6), trajectories=4).walk(tasks_of())))
+    assert set(lived.mask.sum(-1).flatten().tolist()) == {1}
+    assert lived.observations.isfinite().all()
+
+
+def test_a_stride_leaves_no_trajectory_out() -> None:
+    with pytest.raises(InputError, match="with 4 trajectories a stride of 6 would leave some out altogether"):
+        TRPO(explorer_of(build()), TrustRegion(stride=6))
+
+
+@pytest.mark.parametrize("method", ["cavia", "fomaml", "anil", "meta_sgd", "maml_pp", "reptile"])
+def test_other_methods_learn_by_adam(method: str, tmp_path: Path) -> None:
+    run = ["train", "navigation", *SMALL, "--outer", "adam", "--algorithm", method, "--out", str(tmp_path)]
+    own = {"reptile": "pool=False", "maml_pp": "anneal=2,step_norms=False"}
+    main([*run, "--algorithm-options", own[method]] if method in own else run)
+    values = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in values] == [1, 1, 2, 2]
+
+
+def test_a_run_that_is_taken_up_again_is_the_same(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    main(["train", "navigation", *SMALL, "--iterations", "3", "--out", str(whole)])
+    for iterations in ("1", "3"):
+        main(["train", "navigation", *SMALL, "--iterations", iterations, "--out", str(parts)])
+    one, other = (load_file(path / "model.safetensors") for path in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_only_runs_in_the_same_world_are_compared(tmp_path: Path, capsys: Any) -> None:
+    for name, horizon in (("short", "4"), ("long", "5")):
+        main(["train", "navigation", *SMALL, "--horizon", horizon, "--out", str(tmp_path / name)])
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "short"), str(tmp_path / "long")])
+    assert "only runs on the same test tasks can be compared" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"delta": 0.0}, "delta must be above 0"), ({"iterations": 0}, "at least 1"), ({"stride": 0}, "at least 1")],
@@ -495,7 +551,8 @@ def test_navigation_on_the_command_line(outer: str, tmp_path: Path) -> None:
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["metric"] == "return"
     assert [point["step"] for point in content["by_step"]] == [0, 1, 2, 3]
-    assert content["protocol"]["later_steps"] == "half the rate"
+    assert content["protocol"]["later_rate"] == 0.5
+    assert content["protocol"]["world"] == "2D navigation"
     assert {"pre-trained on all tasks, fine-tuned", "oracle, told the task"} < set(content["baselines"])
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 1, 2, 2, 3, 3]
@@ -519,6 +576,13 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
         (["--discount", "1.5"], "--discount must be from 0 to 1, but 1.5 came"),
         (["--delta", "0"], "delta must be above 0"),
         (["--epochs", "0"], "--epochs must be at least 1, but 0 came"),
+        (["--later-rate", "0"], "--later-rate must be above 0 and at most 1, but 0.0 came"),
+        (["--meta-lr", "0.1"], "--meta-lr has no part in --outer trpo; leave it out"),
+        (["--outer", "ppo", "--surrogate", "lvc"], "--surrogate has no part in --outer ppo; leave it out"),
+        (["--trajectories", "14"], "--stride 7 and --trajectories 14 have a common divisor"),
+        (["--delta", "nan"], "delta must be above 0"),
+        (["--algorithm", "anil"], "TRPO knows the curvature of what adapts, but model.log_std"),
+        (["--algorithm", "meta_sgd"], "is trained and does not adapt; take Adam"),
     ],
 )
 def test_wrong_options_of_navigation(options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:

@@ -18,6 +18,7 @@ from tests.test_rl import SMALL
 
 gymnasium = pytest.importorskip("gymnasium", reason="the extra rl is not installed")
 mujoco = pytest.importorskip("mujoco", reason="the extra rl is not installed")
+# Gymnasium's own environments read its files as they are, of which MuJoCo warns.
 pytestmark = pytest.mark.filterwarnings("ignore:compiler attribute 'settotalmass'", "ignore::DeprecationWarning")
 GOALS = {"velocity": [0.5, 1.5], "direction": [1.0, -1.0]}
 
@@ -155,7 +156,7 @@ def test_starts_and_tasks() -> None:
     assert set(drawn.flatten().tolist()) == {-1.0, 1.0}
 
 
-def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
     with pytest.raises(InputError, match="the task must be 'velocity' or 'direction'"):
         HalfCheetah("speed")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "mujoco", None)
@@ -163,6 +164,7 @@ def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_pa
         HalfCheetah()
     with pytest.raises(SystemExit):
         main(["train", "ant-velocity", "--out", str(tmp_path / "run")])
+    assert "pip install 'fewstep[rl]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

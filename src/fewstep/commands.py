@@ -41,7 +41,7 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     check_processes(processes_here(), recipe.meta_batch, recipe.device)
     learner, episodes, state = recipe.learner(), recipe.episodes("train"), run.load_state()
     recipe.episodes("validation"), recipe.protocols()  # what cannot be judged is not worth training
-    learner.known(episodes[0])  # nor is what has a start that these tasks do not give
+    recipe.check(learner, episodes)  # nor is what these tasks, or these processes, do not allow
     run.write_json("config.json", config)
     done = state["step"] if state else 0
     narrate(f"{name}: iteration {done} of {recipe.iterations}, in {out}")

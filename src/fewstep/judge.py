@@ -124,7 +124,10 @@ def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int
     ways = [run.recipe.protocols() for run in runs]
     found = []
     for one, other in zip(*ways, strict=False):
-        if one.episodes != other.episodes or not _same(one.tasks[0], other.tasks[0]):
+        worlds = [
+            [protocol.about.get(key) for key in ("world", "horizon", "trajectories")] for protocol in (one, other)
+        ]
+        if one.episodes != other.episodes or worlds[0] != worlds[1] or not _same(one.tasks[0], other.tasks[0]):
             raise InputError(
                 f"{first} is judged on {one.name} ({', '.join(words(one.about))}), {second} on {other.name} "
                 f"({', '.join(words(other.about))}), or their data differ; only runs on the same test tasks can be "

@@ -192,6 +192,10 @@ class Recipe(ABC):
         return Training(iterations=self.iterations, lr=self.meta_lr, schedule=self.schedule, clip=self.clip,
                         check_every=self.check_every, log_every=self.log_every, keep=self.keep)  # fmt: skip
 
+    def check(self, learner: Learner, episodes: Episodes) -> None:
+        """Raise `InputError` where the learner cannot be trained on these tasks."""
+        learner.known(episodes[0])
+
     def step_of(self, learner: Learner, adam: Step) -> Step:
         """What takes an iteration of training; `adam` is a step along the learner's meta-gradient."""
         return adam

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from math import gcd
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
 from fewstep.baselines import Baseline
-from fewstep.data.episodes import numbered_generator
+from fewstep.data.episodes import Episodes, numbered_generator
 from fewstep.data.layouts import Split
-from fewstep.distributed import ranks
+from fewstep.distributed import processes_here
 from fewstep.errors import InputError
 from fewstep.evaluate import Judged
 from fewstep.functional import Loss
@@ -27,13 +29,13 @@ from fewstep.rl.surrogates import INNER, Clipped, likelihood_ratio
 from fewstep.train import Step
 from fewstep.updates import SGD, Slowed
 
-RATES = (0.05, 0.1, 0.2, 0.5)
+RATES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 BODIES: dict[str, Callable[..., Environment]] = {"half-cheetah": HalfCheetah, "ant": Ant}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyRecipe(Recipe):
-    """A policy 100-100, REINFORCE inside and TRPO outside. At test, steps after the first are half as long."""
+    """A policy 100-100, REINFORCE inside and TRPO outside. At test, steps beyond those in training are shorter."""
 
     iterations: int = 500
     meta_batch: int = 40
@@ -41,6 +43,8 @@ class PolicyRecipe(Recipe):
     test_steps: int = 3
     trajectories: int = 20
     """Trajectories of a task before each inner step, and after the last."""
+    later_rate: float = 0.5
+    """At test, the rate of steps beyond those in training, as a part of the inner rate."""
     test_trajectories: int = 20
     """The same in evaluation."""
     horizon: int = 200
@@ -48,7 +52,7 @@ class PolicyRecipe(Recipe):
     discount: float = 0.99
     """Of later rewards (gamma)."""
     surrogate: Literal["reinforce", "lvc", "dice"] = "reinforce"
-    """The inner loss."""
+    """The inner loss; ppo has its own, which goes by how likely actions have become."""
     outer: Literal["trpo", "ppo", "adam"] = "trpo"
     """How the meta-parameters move: the paper's TRPO; or Adam, in several epochs of a clipped loss, or in one step."""
     epochs: int = 5
@@ -82,6 +86,14 @@ class PolicyRecipe(Recipe):
             raise InputError("engines are not planned for policies yet; choose with --method, --chunk and --compile")
         if self.epochs < 1:
             raise InputError(f"--epochs must be at least 1, but {self.epochs} came")
+        if not 0 < self.later_rate <= 1:
+            raise InputError(f"--later-rate must be above 0 and at most 1, but {self.later_rate} came")
+        idle = {"trpo": ["meta_lr", "schedule", "clip", "epochs"], "ppo": ["surrogate"], "adam": ["epochs"]}[self.outer]
+        known = {field.name: field.default for field in fields(self)}
+        if changed := [name for name in idle if getattr(self, name) != known[name]]:
+            raise InputError(f"--{changed[0].replace('_', '-')} has no part in --outer {self.outer}; leave it out")
+        if self.outer == "trpo" and self.stride > 1 and gcd(self.stride, self.trajectories) > 1:
+            raise InputError(f"--stride {self.stride} and --trajectories {self.trajectories} have a common divisor")
         if self.surrogate == "dice" and self.stride > 1 and self.outer == "trpo":
             raise InputError("the surrogate dice needs whole trajectories: --stride 1")
         self.region  # noqa: B018  raises where its settings are wrong
@@ -117,7 +129,13 @@ class PolicyRecipe(Recipe):
 
     @property
     def learner_options(self) -> dict[str, Any]:
-        return {"inner_loss": INNER[self.surrogate], "stream": True}
+        inner = likelihood_ratio if self.outer == "ppo" else INNER[self.surrogate]
+        return {"inner_loss": inner, "stream": True}
+
+    def check(self, learner: Learner, episodes: Episodes) -> None:
+        if self.outer == "trpo" and processes_here() > 1:
+            raise InputError("trpo works in one process so far; leave out --procs, or take --outer ppo")
+        self.step_of(learner, lambda tasks, lr: torch.zeros(()))
 
     def episodes(self, split: Split) -> EnvironmentEpisodes:
         tasks = self.meta_batch if split == "train" else 20
@@ -129,8 +147,6 @@ class PolicyRecipe(Recipe):
         explorer = self._explorer(learner, self.environment)
         if self.outer != "trpo":
             return Ascent(explorer, adam, self.epochs if self.outer == "ppo" else 1)
-        if ranks() > 1:
-            raise InputError("trpo works in one process so far; leave out --procs, or take --outer ppo")
         return TRPO(explorer, self.region)
 
     def _explorer(self, learner: Learner, world: Environment) -> Explorer:
@@ -142,12 +158,19 @@ class PolicyRecipe(Recipe):
         if policy.observations > world.observations:
             world = Told(world, policy.observations - world.observations)
         judged = copy.deepcopy(learner)
-        judged.update, judged.engine = Slowed(judged.update), judged.engine
+        judged.update = Slowed(judged.update, self.later_rate, after=max(1, learner.steps))
+        judged.engine = judged.engine  # what it compiled has the old rule in it
         return Explorer(judged, world, trajectories=self.test_trajectories, discount=self.discount)
 
     def protocols(self) -> list[Protocol]:
-        about = {"trajectories": self.test_trajectories, "inner_lr": self.inner_lr, "later_steps": "half the rate",
-                 "horizon": self.horizon, "evaluation_seed": self.evaluation_seed}  # fmt: skip
+        about = {
+            "world": self.world,
+            "trajectories": self.test_trajectories,
+            "inner_lr": self.inner_lr,
+            "later_rate": self.later_rate,
+            "horizon": self.horizon,
+            "evaluation_seed": self.evaluation_seed,
+        }
         return [Protocol(name="return", tasks=self.episodes("test"), about=about, episodes=self.test_episodes,
                          steps=self.test_steps, seen_by=self.seen_by)]  # fmt: skip
 

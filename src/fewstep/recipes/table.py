@@ -50,5 +50,5 @@ RECIPES: dict[str, Recipe] = {
     "half-cheetah-velocity": RunnerRecipe(),
     "half-cheetah-direction": RunnerRecipe(task="direction", delta=0.02),
     "ant-velocity": RunnerRecipe(body="ant"),
-    "ant-direction": RunnerRecipe(body="ant", task="direction", trajectories=40, test_trajectories=40),
+    "ant-direction": RunnerRecipe(body="ant", task="direction", trajectories=40, test_trajectories=40, later_rate=0.01),
 }

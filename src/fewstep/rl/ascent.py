@@ -17,8 +17,8 @@ class Ascent:
     """`loss = step(tasks, lr)`: explore, then take `epochs` steps of `adam` on what was lived through.
 
     adam : `adam(experience, lr)` takes one step, a `fewstep.MetaStep`
-    epochs : 1 with `likelihood_ratio` is the policy gradient; several with `Clipped` are ProMP's outer step (Rothfuss
-        et al. 2019, Algorithm 1), without its penalty for how far the inner steps go
+    epochs : 1 with `likelihood_ratio` is the policy gradient; several with `Clipped` outside and `likelihood_ratio`
+        inside are ProMP's (Rothfuss et al. 2019, Algorithm 1), without its penalty for how far the inner steps go
     The loss [] is minus the mean return after adaptation, as it was before the steps.
     """
 

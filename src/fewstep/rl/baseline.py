@@ -20,17 +20,19 @@ def linear_baseline(observations: Tensor, returns: Tensor, mask: Tensor) -> Tens
     >>> linear_baseline(observations, returns, mask)[0, 0].round(decimals=1)
     tensor([4., 3., 2.])
     """
+    return torch.stack([_fit(*task) for task in zip(observations, returns, mask, strict=True)])
+
+
+def _fit(observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """V [M, H] of one task: what the features of all at once would take is gigabytes."""
     x = features(observations)
-    weight = mask.double().flatten(1)
-    rows, y = x.flatten(1, 2), returns.double().flatten(1)
-    normal = torch.einsum("kni,kn,knj->kij", rows, weight, rows)
-    moment = torch.einsum("kni,kn->ki", rows, weight * y)
-    eye = torch.eye(rows.shape[-1], dtype=rows.dtype, device=rows.device)
+    rows, y = x[mask], returns[mask].double()
+    eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     for attempt in range(TRIES):
-        coefficients = torch.linalg.solve_ex(normal + RIDGE * 10**attempt * eye, moment.unsqueeze(-1))[0]
+        coefficients = torch.linalg.solve_ex(rows.T @ rows + RIDGE * 10**attempt * eye, rows.T @ y)[0]
         if coefficients.isfinite().all():
             break
-    values: Tensor = (x @ coefficients[:, None]).squeeze(-1).to(returns.dtype)
+    values: Tensor = (x @ coefficients).to(returns.dtype)
     return values
 
 

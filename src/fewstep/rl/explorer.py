@@ -11,7 +11,7 @@ from torch import nn
 
 from fewstep.data.episodes import Episodes, numbered_generator
 from fewstep.errors import InputError
-from fewstep.functional import Tensors
+from fewstep.functional import Place, Tensors
 from fewstep.learner import Learner, Point
 from fewstep.rl.environments import Environment
 from fewstep.rl.experience import Experience, Trajectories
@@ -96,10 +96,20 @@ class Explorer:
     def _live(self, theta: Tensors, tasks: Task, step: int) -> Trajectories:
         goals, seeds = tasks.support
         shared = {name: value.detach() for name, value in self.policy.named_parameters()}
-        own = {**shared, **{name.removeprefix("model."): value for name, value in theta.items()}}
+        here = self.learner.objective.shared_at(Place(step, query=True))
+        own = {**shared, **{name.removeprefix("model."): value for name, value in {**here, **theta}.items()}}
+        own = {name: own[name] for name in shared}
         stacked = {n: v if v.dim() > shared[n].dim() else v.expand(len(goals), *v.shape) for n, v in own.items()}
         generators = [numbered_generator(int(seed), step) for seed in seeds]
-        lived = rollout(self.policy, stacked, self.environment, goals, self.trajectories, generators)
+        try:
+            lived = rollout(self.policy, stacked, self.environment, goals, self.trajectories, generators)
+        except Exception as error:  # an environment fails in any way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"exploring failed after {step} inner steps ({type(error).__name__}: {reason}) in an environment of "
+                f"{len(goals)} tasks {goals.flatten(1).tolist()[:3]}..., seeds {seeds.tolist()[:3]}...; mend the "
+                "environment, or leave such tasks out"
+            ) from error
         for name, part in (("observations", lived.observations), ("rewards", lived.rewards)):
             wrong = ~part.isfinite().reshape(len(goals), -1).all(1)
             if wrong.any():

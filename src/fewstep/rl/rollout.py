@@ -49,7 +49,8 @@ def rollout(policy: Policy, theta: Tensors, environment: Environment, tasks: Ten
         following, rewards, ended = environment.step(actions)
         log_probs = policy.log_prob(outputs, actions)
         steps.append((seen, actions, torch.where(alive, rewards.to(like), 0.0), log_probs, outputs, alive))
-        alive, seen = alive & ~ended, following.to(like)
+        alive = alive & ~ended.to(alive.device)
+        seen = torch.where(alive[..., None], following.to(like), 0.0)  # whatever follows the end, NaN too
         if not alive.any():
             break
     lived = [torch.stack(part, 2) for part in zip(*steps, strict=True)]

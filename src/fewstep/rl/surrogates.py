@@ -1,7 +1,7 @@
 """Losses whose gradients are policy gradients: `loss(policy, experience)` of one task, for the learner.
 
-All of the inner ones have the same value and the same first derivative on the policy's own actions, that of the
-expected return. They differ in the derivative of the inner gradient.
+All have the same first derivative on the policy's own actions, that of the expected return. The inner ones differ in
+the derivative of that.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 minimise  mean_k L_k(theta'_k(theta))  where  mean_k KL(pi_old,k || pi_theta'_k) <= delta,  theta'_k after adaptation
 
+All that is trained has to adapt.
 The curvature of the constraint at the old policy is exactly  mean_k J_k^T F_k J_k,  J_k = d theta'_k / d theta: F_k v
 needs first derivatives of the policy only, J v is the forward mode of the inner loop and J^T v its backward mode.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import torch
@@ -44,7 +46,7 @@ class TrustRegion:
     stride: int = 1
 
     def __post_init__(self) -> None:
-        if self.delta <= 0 or self.damping < 0 or self.iterations < 1 or self.stride < 1:
+        if not (self.delta > 0 and self.damping >= 0) or self.iterations < 1 or self.stride < 1:
             raise InputError(f"delta must be above 0, damping at least 0, the counts at least 1, but {self} came")
 
 
@@ -61,6 +63,12 @@ class TRPO:
 
     def __init__(self, explorer: Explorer, region: TrustRegion | None = None) -> None:
         self.explorer, self.region = explorer, region or TrustRegion()
+        _check_curvature(explorer.learner)
+        if self.region.stride > 1 and gcd(self.region.stride, explorer.trajectories) > 1:
+            raise InputError(
+                f"with {explorer.trajectories} trajectories a stride of {self.region.stride} would leave some out "
+                "altogether; choose numbers without a common divisor"
+            )
         self.parameters = [value for value in explorer.learner.parameters() if value.requires_grad]
         self.accepted, self.divergence = False, 0.0
 
@@ -99,6 +107,17 @@ class TRPO:
         self.divergence = 0.0
         for value, before in zip(self.parameters, start, strict=True):
             value.copy_(before)
+
+
+def _check_curvature(learner: Learner) -> None:
+    """Raise `InputError` where something is trained whose part in the curvature is not known here."""
+    adapted = {id(value) for value in learner.objective.parameters(learner.objective.adapted)}
+    others = [name for name, value in learner.named_parameters() if value.requires_grad and id(value) not in adapted]
+    if others:
+        raise InputError(
+            f"TRPO knows the curvature of what adapts, but {', '.join(others[:3])} is trained and does not adapt; take "
+            "Adam (`Ascent`; --outer ppo or adam on the command line)"
+        )
 
 
 class Curvature:

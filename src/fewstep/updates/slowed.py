@@ -10,7 +10,7 @@ from fewstep.updates.wrapper import Wrapper
 
 
 class Slowed(Wrapper):
-    """The rule inside, which sees `factor` times the gradient in every step but the first.
+    """The rule inside, which sees `factor` times the gradient in every step but the first `after`.
 
     >>> import torch
     >>> from fewstep.updates import SGD
@@ -19,10 +19,10 @@ class Slowed(Wrapper):
     [0.800000011920929, 0.8999999761581421]
     """
 
-    def __init__(self, rule: Rule, factor: float = 0.5) -> None:
+    def __init__(self, rule: Rule, factor: float = 0.5, after: int = 1) -> None:
         super().__init__(rule)
-        self.factor = positive(factor, "the factor of later steps")
+        self.factor, self.after = positive(factor, "the factor of later steps"), after
 
     def forward(self, theta: Tensors, gradient: Tensors, state: Any, step: int) -> tuple[Tensors, Any]:
-        factor = self.factor if step else 1.0
+        factor = self.factor if step >= self.after else 1.0
         return self.rule(theta, {name: factor * value for name, value in gradient.items()}, state, step)

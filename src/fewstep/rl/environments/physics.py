@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import re
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -33,7 +33,10 @@ class Physics:
     def __init__(self, file: str, root: str, count: int, frame_skip: int, *, contacts: bool = False,
                  change: Callable[[Any], None] = lambda spec: None) -> None:  # fmt: skip
         mujoco, batch = modules()
-        spec = mujoco.MjSpec.from_file(str(model_file(file)))
+        text = model_file(file).read_text()
+        # MuJoCo warns of this attribute, into a file where the user stands; it is done by hand below.
+        mass = re.search(r'settotalmass="([\d.]+)"', text)
+        spec = mujoco.MjSpec.from_string(text.replace(mass[0], "") if mass else text)
         change(spec)
         if contacts:  # MuJoCo computes them where a sensor of accelerations asks for it
             spec.body(root).add_site(name="inside")
@@ -42,9 +45,10 @@ class Physics:
         for name, kind in (("centre", "SUBTREECOM"), ("centre_velocity", "SUBTREELINVEL")):
             sensor = spec.add_sensor(name=name, type=getattr(mujoco.mjtSensor, f"mjSENS_{kind}"))
             sensor.objtype, sensor.objname = mujoco.mjtObj.mjOBJ_BODY, root
-        with warnings.catch_warnings():  # of what Gymnasium's file says, not the user
-            warnings.simplefilter("ignore")
-            model = spec.compile()
+        model = spec.compile()
+        if mass:
+            mujoco.mj_setTotalmass(model, float(mass[1]))
+            mujoco.mj_setConst(model, mujoco.MjData(model))
         self.count, self.frame_skip, self.dt = count, frame_skip, model.opt.timestep * frame_skip
         self.rest, self._root = model.qpos0.copy(), model.body(root).id
         self._sensor = int(model.sensor("centre").adr[0])
@@ -102,11 +106,11 @@ def model_file(name: str) -> Path:
 
 def uniform(shape: tuple[int, ...], most: float, generators: Any) -> Any:
     """Numbers [len(generators) * shape[0], ...] from -most to most, each task's from its own generator."""
-    rows = [torch.rand(*shape, generator=own, dtype=torch.float64) for own in generators]
+    rows = [torch.rand(*shape, generator=own, dtype=torch.float64, device="cpu") for own in generators]
     return 2 * most * np.concatenate([row.numpy() for row in rows]) - most
 
 
 def normal(shape: tuple[int, ...], scale: float, generators: Any) -> Any:
     """Numbers [len(generators) * shape[0], ...] of a normal distribution, each task's from its own generator."""
-    rows = [torch.randn(*shape, generator=own, dtype=torch.float64) for own in generators]
+    rows = [torch.randn(*shape, generator=own, dtype=torch.float64, device="cpu") for own in generators]
     return scale * np.concatenate([row.numpy() for row in rows])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.rl.environments.physics import Physics, modules
+from fewstep.rl.environments.physics import Physics, model_file, modules
 
 Goal = Literal["velocity", "direction"]
 Flavour = Literal["paper", "gymnasium"]
@@ -32,7 +32,7 @@ class Runner(ABC):
                 "the task must be 'velocity' or 'direction' and the flavour 'paper' or 'gymnasium', but "
                 f"{task!r} and {flavour!r} came"
             )
-        modules()
+        modules(), model_file("ant.xml")  # or say at once what to install
         self.task, self.flavour, self.horizon = task, flavour, horizon
         self.observations = self.sizes[flavour]
         self._simulations: Physics | None = None
