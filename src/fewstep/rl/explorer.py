@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fewstep.data.episodes import Episodes, numbered_generator
-from fewstep.errors import InputError
+from fewstep.errors import FewstepError, InputError
 from fewstep.functional import Place, Tensors
 from fewstep.learner import Learner, Point
 from fewstep.rl.environments import Environment
@@ -103,6 +103,8 @@ class Explorer:
         generators = [numbered_generator(int(seed), step) for seed in seeds]
         try:
             lived = rollout(self.policy, stacked, self.environment, goals, self.trajectories, generators)
+        except FewstepError:
+            raise
         except Exception as error:  # an environment fails in any way
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(

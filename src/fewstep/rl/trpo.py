@@ -2,9 +2,9 @@
 
 minimise  mean_k L_k(theta'_k(theta))  where  mean_k KL(pi_old,k || pi_theta'_k) <= delta,  theta'_k after adaptation
 
-All that is trained has to adapt.
 The curvature of the constraint at the old policy is exactly  mean_k J_k^T F_k J_k,  J_k = d theta'_k / d theta: F_k v
-needs first derivatives of the policy only, J v is the forward mode of the inner loop and J^T v its backward mode.
+needs first derivatives of the policy only, J v is the forward mode of the inner loop and J^T v its backward mode. All
+that is trained has to adapt.
 """
 
 from __future__ import annotations
@@ -53,11 +53,9 @@ class TrustRegion:
 class TRPO:
     """`loss = step(tasks)`: explore, then move the learner's parameters.
 
-    The loss [] is minus the mean return after adaptation, as it was before the step.
-
-    The learning rate that training hands on is of no use: the trust region says how far to go.
-
-    A step that finds no lower loss within the trust region, in 15 tries of 0.8 times the length each, moves nothing.
+    The loss [] is minus the mean return after adaptation, as it was before the step. The learning rate that training
+    hands on is of no use: the trust region says how far to go. A step that finds no lower loss within it, in 15 tries
+    of 0.8 times the length each, moves nothing.
     accepted : whether the last step moved;  divergence : its KL divergence
     """
 
