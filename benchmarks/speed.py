@@ -101,15 +101,16 @@ class Comparison:
         tasks = options.tasks or TASKS[name]
         workload = WORKLOADS[name](tasks)
         operations = meta_step_flops(workload)
-        rounding = workload.to(options.device).rounding(2 if options.repeats == 1 else 8)
+        workload = workload.to(options.device)
+        rounding = workload.rounding(2 if options.repeats == 1 else 8)
         result = Result(name, tasks, options.cores, operations, rounding)
-        comparison = cls(result, workload.to(options.device), [])
+        comparison = cls(result, workload, [])
         for family in _families(options):
             if reason := contenders.missing(family):
                 result.skipped[family] = reason
                 continue
             for layout in _layouts(options):
-                about = (family, layout, comparison.workload, options, result, console)
+                about = (family, layout, workload, options, result, console)
                 comparison.found.append(pool.submit(_best_variant, *about))
         return comparison
 

@@ -40,7 +40,7 @@ class Point(NamedTuple):
 
 def last_step(learner: Learner, tasks: Task) -> Tensor:
     """The outer objective of the paper: the query loss after the last inner step (Algorithm 2, line 10)."""
-    return learner.query_loss(_last(learner.inner_loop(tasks.support, learner.steps)), learner.steps, tasks)
+    return learner.query_loss(last(learner.inner_loop(tasks.support, learner.steps)), learner.steps, tasks)
 
 
 class Learner(nn.Module):
@@ -190,7 +190,7 @@ class Learner(nn.Module):
         check_examples(support, "support")
         steps = self._steps(steps)
         with torch.no_grad(), self.checked(Task(support, support)):
-            theta = _last(self.inner_loop(support, steps))
+            theta = last(self.inner_loop(support, steps))
         if any(not torch.isfinite(value).all() for value in theta.values()):
             check_values(Task(support, support))
         shared = self.objective.shared_at(Place(steps, query=True))
@@ -292,7 +292,7 @@ def _not_negative(steps: int) -> int:
     return steps
 
 
-def _last(items: Iterable[T]) -> T:
+def last(items: Iterable[T]) -> T:
     """The last of several items; the others are let go of at once."""
     for item in items:  # noqa: B007
         pass

@@ -1,4 +1,4 @@
-"""Reinforcement learning (Finn et al. 2017, section 5.3): 2D navigation and the half-cheetah."""
+"""Reinforcement learning (Finn et al. 2017, section 5.3): 2D navigation, half-cheetah and ant."""
 
 from __future__ import annotations
 

@@ -19,9 +19,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, jvp, vjp, vmap
 
+from fewstep.engine import dot
 from fewstep.errors import DivergenceError, InputError
 from fewstep.functional import Tensors
-from fewstep.learner import Learner
+from fewstep.learner import Learner, last
 from fewstep.rl.experience import Experience
 from fewstep.rl.explorer import Explorer
 from fewstep.task import Task
@@ -82,7 +83,7 @@ class TRPO:
             return [a + region.damping * b for a, b in zip(curvature(v), v, strict=True)]
 
         direction = conjugate_gradient(damped, gradient, region.iterations)
-        size = (2 * region.delta / _dot(direction, damped(direction)).clamp_min(1e-30)).sqrt()
+        size = (2 * region.delta / dot(direction, damped(direction)).clamp_min(1e-30)).sqrt()
         if not torch.stack([loss.detach(), size]).isfinite().all():
             raise DivergenceError(
                 "the loss, its gradient or the curvature is not finite; lower the inner rate or delta"
@@ -184,8 +185,7 @@ class Curvature:
 
 def adapted(learner: Learner, support: Experience) -> Tensors:
     """theta' [K, ...], after the inner steps in training."""
-    for theta in learner.inner_loop(support, learner.steps):  # noqa: B007
-        pass
+    theta = last(learner.inner_loop(support, learner.steps))
     if learner.objective.is_stacked(theta):
         return theta
     return {name: value.expand(len(support.mask), *value.shape) for name, value in theta.items()}
@@ -225,18 +225,14 @@ def conjugate_gradient(product: Callable[[Vectors], Vectors], g: Vectors, iterat
     [tensor([2., 3.])]
     """
     v, r, p = [torch.zeros_like(part) for part in g], list(g), list(g)
-    squared = _dot(r, r)
+    squared = dot(r, r)
     for _ in range(iterations):
         if squared <= 1e-20:
             break
         moved = product(p)
-        step = squared / _dot(p, moved)
+        step = squared / dot(p, moved)
         v = [a + step * b for a, b in zip(v, p, strict=True)]
         r = [a - step * b for a, b in zip(r, moved, strict=True)]
-        before, squared = squared, _dot(r, r)
+        before, squared = squared, dot(r, r)
         p = [a + squared / before * b for a, b in zip(r, p, strict=True)]
     return v
-
-
-def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-    return torch.stack([(a * b).sum() for a, b in zip(left, right, strict=True)]).sum()
