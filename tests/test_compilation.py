@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep import Task, maml
-from fewstep.compilation import compiled_in_two
+from fewstep.compilation import _traced, compiled, compiled_in_two
 from fewstep.engine import Engine
 from fewstep.errors import FallbackWarning, InputError
 from fewstep.functional import Loss
+from fewstep.hoisting import Hoist
 from tests.cases import CASES, Case
 from tests.reference import meta_gradient, relative_error
 
@@ -269,3 +270,23 @@ def test_a_compilation_that_is_killed_leaves_nothing_in_the_users_cache(tmp_path
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     assert list((cache / "fewstep" / "inductor").rglob("*.main.so"))
+
+
+def _normalised(x: Tensor) -> tuple[Tensor, ...]:
+    """Each column of x [n, 32] normalised, twice over."""
+    variance, mean = torch.var_mean(x, 0)
+    root = (variance + 1e-3).rsqrt()
+    return (x - mean) * root, torch.relu(x * root)
+
+
+@pytest.mark.parametrize(("rows", "times"), [(1000, 1), (10, 0)])
+def test_what_belongs_to_a_channel_is_computed_once_a_channel(rows: int, times: int) -> None:
+    x = torch.randn(rows, 32, dtype=torch.float64)
+    graph = _traced(_normalised, [x])
+    Hoist()(graph.graph)
+    held = graph.graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided.default)
+    assert [node.args[0].target for node in held] == [torch.ops.aten.rsqrt.default] * times
+    graph.recompile()
+    for results in (graph(x), compiled(_normalised, [x])(x)):
+        for result, wanted in zip(results, _normalised(x), strict=True):
+            assert relative_error(result, wanted) < 1e-14

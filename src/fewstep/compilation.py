@@ -76,12 +76,16 @@ def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    from fewstep.hoisting import Hoist
+
     options: dict[str, Any] = {"fallback_random": True}  # a recomputation draws what the forward pass drew
     on_cpu: dict[str, Any] = {
         "cpp_wrapper": True,  # many short kernels: the time between them counts
         "unroll_reductions_threshold": 1,  # short sums as loops: half the code
         "realize_reads_threshold": 8,  # rather compute again than write and read: memory is slow
         "realize_opcount_threshold": 60,
+        "post_grad_custom_post_pass": Hoist(),
+        "split_reductions": False,  # one core reduces each channel: a second stage only strides through memory
     }
     if examples[0].device.type == "cpu":
         options |= on_cpu
