@@ -180,7 +180,8 @@ def test_runners_on_the_command_line(recipe: str, tmp_path: Path) -> None:
 
 WORLDS = [("fewstep/Navigation-v0", {}), ("fewstep/HalfCheetah-v0", {}),
           ("fewstep/HalfCheetah-v0", {"task": "direction", "flavour": "gymnasium"}), ("fewstep/Ant-v0", {}),
-          ("fewstep/Ant-v0", {"flavour": "gymnasium"})]  # fmt: skip
+          ("fewstep/Ant-v0", {"flavour": "gymnasium"}), ("fewstep/Bandits-v0", {}),
+          ("fewstep/TabularMDP-v0", {})]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore:.*A Box observation space m")

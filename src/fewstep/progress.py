@@ -39,6 +39,8 @@ def progress(total: int, *, done: int = 0) -> Iterator[Report]:
             for name, value in event.items():
                 if name == "loss":
                     shown["loss"] = f"loss {value:.4f}"
+                elif name == "environment_steps_per_s":
+                    shown[name] = f"{value:,.0f} environment steps/s"
                 elif name.startswith("validation"):
                     shown["validation"] = f"{name.replace('_', ' ')} {value[0]:.3f} -> {value[-1]:.3f}"
             seconds = event.get("seconds")

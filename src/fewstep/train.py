@@ -99,7 +99,9 @@ def train(
 
             at_end = step == training.iterations
             if step % training.log_every == 0 or at_end:
-                _log(run, report, {"step": step, "loss": loss.item(), "seconds": round(time.monotonic() - started, 2)})
+                about = getattr(meta_step, "about", {})  # what else there is to tell of it
+                seconds = round(time.monotonic() - started, 2)
+                _log(run, report, {"step": step, "loss": loss.item(), "seconds": seconds, **about})
             if step % training.check_every == 0 or at_end:
                 result = validate(learner)
                 best = _with_best(learner, run, best, {"step": step, "worth": result.worth}, training.keep)

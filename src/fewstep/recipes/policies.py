@@ -1,10 +1,9 @@
-"""Reinforcement learning (Finn et al. 2017, section 5.3): 2D navigation, half-cheetah and ant."""
+"""Reinforcement learning (Finn et al. 2017, section 5.3): what all worlds have in common."""
 
 from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from math import gcd
@@ -23,14 +22,22 @@ from fewstep.functional import Loss
 from fewstep.learner import Learner
 from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe
-from fewstep.rl import TRPO, Ascent, EnvironmentEpisodes, Explorer, GaussianPolicy, TrustRegion
-from fewstep.rl.environments import Ant, Environment, HalfCheetah, Navigation, Told
+from fewstep.rl import (
+    TRPO,
+    Ascent,
+    CategoricalPolicy,
+    EnvironmentEpisodes,
+    Explorer,
+    GaussianPolicy,
+    Policy,
+    TrustRegion,
+)
+from fewstep.rl.environments import Environment, Told
 from fewstep.rl.surrogates import INNER, Clipped, likelihood_ratio
 from fewstep.train import Step
 from fewstep.updates import SGD, Slowed
 
 RATES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-BODIES: dict[str, Callable[..., Environment]] = {"half-cheetah": HalfCheetah, "ant": Ant}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +128,7 @@ class PolicyRecipe(Recipe):
         return TrustRegion(delta=self.delta, damping=self.damping, stride=self.stride)
 
     def model(self) -> nn.Module:
-        return GaussianPolicy(self.environment.observations, self.environment.actions)
+        return _policy(self.environment)
 
     @property
     def loss(self) -> Loss:
@@ -154,7 +161,7 @@ class PolicyRecipe(Recipe):
 
     def seen_by(self, learner: Learner) -> Judged:
         policy, world = learner.model, self.environment
-        assert isinstance(policy, GaussianPolicy)
+        assert isinstance(policy, Policy)
         if policy.observations > world.observations:
             world = Told(world, policy.observations - world.observations)
         judged = copy.deepcopy(learner)
@@ -180,7 +187,7 @@ class PolicyRecipe(Recipe):
         told = Told(self.environment, size)
 
         def oracle() -> nn.Module:
-            return self.seeded(lambda: GaussianPolicy(told.observations, told.actions))
+            return self.seeded(lambda: _policy(told))
 
         return [
             Baseline("pre-trained on all tasks, fine-tuned", self.initial_model,
@@ -200,41 +207,6 @@ class PolicyRecipe(Recipe):
         return {}
 
 
-@dataclass(frozen=True, kw_only=True)
-class NavigationRecipe(PolicyRecipe):
-    """The paper's text gives an inner rate of 0.1; the authors' code, and the run behind their figure, have 0.5."""
-
-    iterations: int = 100
-    meta_batch: int = 20
-    horizon: int = 100
-    test_trajectories: int = 40
-    pretrain_iterations: int = 100
-    stride: int = 7
-
-    @property
-    def world(self) -> str:
-        return "2D navigation"
-
-    @property
-    def environment(self) -> Environment:
-        return Navigation(self.horizon)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunnerRecipe(PolicyRecipe):
-    """The paper's own physics by default; its returns do not compare with those of Gymnasium's."""
-
-    body: Literal["half-cheetah", "ant"] = "half-cheetah"
-    """Who runs."""
-    task: Literal["velocity", "direction"] = "velocity"
-    """What is not told: how fast to run, or whereto."""
-    flavour: Literal["paper", "gymnasium"] = "paper"
-    """Whose physics, observations and start."""
-
-    @property
-    def world(self) -> str:
-        return f"{self.body} {self.task}, {self.flavour} physics"
-
-    @property
-    def environment(self) -> Environment:
-        return BODIES[self.body](self.task, self.flavour, self.horizon)
+def _policy(world: Environment) -> Policy:
+    """The paper's network for observations and actions like this world's."""
+    return (CategoricalPolicy if world.discrete else GaussianPolicy)(world.observations, world.actions)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fewstep.recipes.base import Recipe
 from fewstep.recipes.characters import GlyphsRecipe, OmniglotRecipe
 from fewstep.recipes.pictures import ImageFolderRecipe, MiniImageNetRecipe
-from fewstep.recipes.policies import NavigationRecipe, RunnerRecipe
 from fewstep.recipes.sinusoid import SinusoidRecipe
+from fewstep.recipes.worlds import BanditRecipe, NavigationRecipe, RunnerRecipe, TabularRecipe
 
 
 # As MAML++'s own configurations; their inner rates are of the mean cross-entropy, ours of N times it.
@@ -47,6 +47,8 @@ RECIPES: dict[str, Recipe] = {
     **{f"miniimagenet-5way-{shots}shot-unicorn": _mini_imagenet_unicorn(shots) for shots in (1, 5)},
     "image-folder": ImageFolderRecipe(),
     "navigation": NavigationRecipe(),
+    "bandits": BanditRecipe(),
+    "tabular-mdp": TabularRecipe(),
     "half-cheetah-velocity": RunnerRecipe(),
     "half-cheetah-direction": RunnerRecipe(task="direction", delta=0.02),
     "ant-velocity": RunnerRecipe(body="ant"),

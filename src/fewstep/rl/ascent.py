@@ -30,6 +30,11 @@ class Ascent:
         if self.epochs < 1:
             raise InputError(f"there must be at least 1 epoch, but {self.epochs} came")
 
+    @property
+    def about(self) -> dict[str, float]:
+        """What training writes down of each iteration, beside the loss."""
+        return {"environment_steps_per_s": round(self.explorer.rate)}
+
     def __call__(self, tasks: Task, lr: float) -> Tensor:
         walk = list(self.explorer.walk(tasks))
         experience = self.explorer.task_of(walk)

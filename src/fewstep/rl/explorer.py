@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,12 @@ class Explorer:
             raise InputError("each inner step has experience of its own: build the learner with stream=True")
         self.learner, self.policy, self.environment = learner, learner.model, environment
         self.trajectories, self.discount, self.decay = trajectories, discount, decay
+        self._steps, self._seconds = 0, 0.0
+
+    @property
+    def rate(self) -> float:
+        """Environment steps per second so far, of all trajectories together, while nothing but sampling went on."""
+        return self._steps / self._seconds if self._seconds else 0.0
 
     def explore(self, tasks: Task, steps: int | None = None) -> Task:
         """Experience before each inner step (support, a stream) and after the last one (query): a batch of tasks."""
@@ -101,6 +108,7 @@ class Explorer:
         own = {name: own[name] for name in shared}
         stacked = {n: v if v.dim() > shared[n].dim() else v.expand(len(goals), *v.shape) for n, v in own.items()}
         generators = [numbered_generator(int(seed), step) for seed in seeds]
+        started = time.perf_counter()
         try:
             lived = rollout(self.policy, stacked, self.environment, goals, self.trajectories, generators)
         except FewstepError:
@@ -112,6 +120,8 @@ class Explorer:
                 f"{len(goals)} tasks {goals.flatten(1).tolist()[:3]}..., seeds {seeds.tolist()[:3]}...; mend the "
                 "environment, or leave such tasks out"
             ) from error
+        self._seconds += time.perf_counter() - started
+        self._steps += lived.mask.numel()
         for name, part in (("observations", lived.observations), ("rewards", lived.rewards)):
             wrong = ~part.isfinite().reshape(len(goals), -1).all(1)
             if wrong.any():

@@ -16,6 +16,8 @@ from fewstep.models import mlp
 class Policy(nn.Module):
     """`outputs [..., p] = policy(observations [..., o])` are the parameters of a distribution for each observation."""
 
+    observations: int
+
     @abstractmethod
     def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """What chance decides about actions [*shape], drawn in advance."""
@@ -98,7 +100,7 @@ class CategoricalPolicy(Policy):
 
     def __init__(self, observations: int, actions: int, hidden: Sequence[int] = (100, 100)) -> None:
         super().__init__()
-        self.actions = actions
+        self.observations, self.actions = observations, actions
         self.logits = mlp(observations, actions, hidden, init="xavier")
 
     def forward(self, observations: Tensor) -> Tensor:

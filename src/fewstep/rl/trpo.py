@@ -22,7 +22,7 @@ from torch.func import functional_call, jvp, vjp, vmap
 from fewstep.engine import dot
 from fewstep.errors import DivergenceError, InputError
 from fewstep.functional import Tensors
-from fewstep.learner import Learner, last
+from fewstep.learner import Learner, last, last_step
 from fewstep.rl.experience import Experience
 from fewstep.rl.explorer import Explorer
 from fewstep.task import Task
@@ -57,7 +57,7 @@ class TRPO:
     The loss [] is minus the mean return after adaptation, as it was before the step. The learning rate that training
     hands on is of no use: the trust region says how far to go. A step that finds no lower loss within it, in 15 tries
     of 0.8 times the length each, moves nothing.
-    accepted : whether the last step moved;  divergence : its KL divergence
+    accepted : whether the last step moved;  divergence : its KL divergence, 0 where it did not;  tries : it took
     """
 
     def __init__(self, explorer: Explorer, region: TrustRegion | None = None) -> None:
@@ -69,21 +69,31 @@ class TRPO:
                 "altogether; choose numbers without a common divisor"
             )
         self.parameters = [value for value in explorer.learner.parameters() if value.requires_grad]
-        self.accepted, self.divergence = False, 0.0
+        self.accepted, self.divergence, self.tries = False, 0.0, 0
+
+    @property
+    def about(self) -> dict[str, float]:
+        """What training writes down of each iteration, beside the loss."""
+        return {
+            "divergence": self.divergence, "tries": self.tries, "environment_steps_per_s": round(self.explorer.rate),
+        }  # fmt: skip
 
     def __call__(self, tasks: Task, lr: float = 0.0) -> Tensor:
         learner, region = self.explorer.learner, self.region
         walk = list(self.explorer.walk(tasks))
         experience = self.explorer.task_of(walk)
-        loss = learner(experience).mean()
+        with learner.checked(experience):
+            theta = adapted(learner, experience.support)
+            loss = _loss_at(theta, learner, experience)
         gradient = list(torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True))
-        curvature = Curvature(learner, self.parameters, experience, region.stride)
+        curvature = Curvature(learner, self.parameters, experience, region.stride, theta)
 
         def damped(v: Vectors) -> Vectors:
             return [a + region.damping * b for a, b in zip(curvature(v), v, strict=True)]
 
-        direction = conjugate_gradient(damped, gradient, region.iterations)
-        size = (2 * region.delta / dot(direction, damped(direction)).clamp_min(1e-30)).sqrt()
+        direction, left = conjugate_gradient(damped, gradient, region.iterations)
+        squared = dot(direction, gradient) - dot(direction, left)  # d' (C + damping) d
+        size = (2 * region.delta / squared.clamp_min(1e-30)).sqrt()
         if not torch.stack([loss.detach(), size]).isfinite().all():
             raise DivergenceError(
                 "the loss, its gradient or the curvature is not finite; lower the inner rate or delta"
@@ -99,6 +109,7 @@ class TRPO:
             for value, before, part in zip(self.parameters, start, step, strict=True):
                 value.copy_(before - SHRINK**attempt * part)
             now, divergence = loss_and_divergence(self.explorer.learner, experience)
+            self.tries = attempt + 1
             self.accepted = bool(now < loss) and bool(divergence <= self.region.delta)
             if self.accepted:
                 self.divergence = float(divergence)
@@ -124,17 +135,19 @@ class Curvature:
 
     It holds where pi_old,k is pi_theta'_k, as right after exploring. v like the learner's parameters.
     stride : of what was lived through, before and after adaptation, each nth step counts
+    theta : theta'_k, where it is known
     """
 
-    def __init__(self, learner: Learner, parameters: Sequence[Tensor], experience: Task, stride: int = 1) -> None:
+    def __init__(self, learner: Learner, parameters: Sequence[Tensor], experience: Task, stride: int = 1,
+                 theta: Tensors | None = None) -> None:  # fmt: skip
         self.learner, self.parameters = learner, parameters
         self.support, self.query = thinned(experience.support, stride), thinned(experience.query, stride)
         taken = self.query.mask.to(self.query.outputs.dtype)
         self.weights = taken / taken.sum((1, 2), keepdim=True).clamp_min(1)
         self.adapted = self._adapted()
         with torch.no_grad():
-            self.theta = adapted(learner, experience.support) if stride > 1 else self.adapted
-        self.theta = {name: value.detach() for name, value in self.theta.items()}
+            theta = theta or (adapted(learner, experience.support) if stride > 1 else self.adapted)
+        self.theta = {name: value.detach() for name, value in theta.items()}
 
     def __call__(self, v: Vectors) -> Vectors:
         return self._backward(self._fisher(self._forward(v)))
@@ -208,8 +221,8 @@ def loss_and_divergence(learner: Learner, experience: Task) -> tuple[Tensor, Ten
     """The mean over the tasks of the outer loss, and of KL(pi_old || pi_theta') on what was lived through after."""
     policy: Any = learner.model
     query: Experience = experience.query
-    loss = learner(experience).mean()
     theta = adapted(learner, experience.support)
+    loss = _loss_at(theta, learner, experience)
     own = {name.removeprefix("model."): value for name, value in theta.items()}
     outputs = vmap(lambda named, seen: functional_call(policy, named, (seen,)), chunk_size=learner.engine.chunk)(
         own, query.observations
@@ -218,11 +231,17 @@ def loss_and_divergence(learner: Learner, experience: Task) -> tuple[Tensor, Ten
     return loss, (away.sum((1, 2)) / query.mask.sum((1, 2))).mean()
 
 
-def conjugate_gradient(product: Callable[[Vectors], Vectors], g: Vectors, iterations: int) -> Vectors:
-    """v with product(v) = g, about, for a symmetric positive product.
+def _loss_at(theta: Tensors, learner: Learner, experience: Task) -> Tensor:
+    """The mean outer loss, where the inner loop ended at theta."""
+    once = learner.outer is last_step  # others look at the steps between
+    return (learner.query_loss(theta, learner.steps, experience) if once else learner(experience)).mean()
+
+
+def conjugate_gradient(product: Callable[[Vectors], Vectors], g: Vectors, iterations: int) -> tuple[Vectors, Vectors]:
+    """v with product(v) = g, about, for a symmetric positive product; and what is left, g - product(v).
 
     >>> conjugate_gradient(lambda v: [2 * v[0]], [torch.tensor([4.0, 6.0])], iterations=1)
-    [tensor([2., 3.])]
+    ([tensor([2., 3.])], [tensor([0., 0.])])
     """
     v, r, p = [torch.zeros_like(part) for part in g], list(g), list(g)
     squared = dot(r, r)
@@ -235,4 +254,4 @@ def conjugate_gradient(product: Callable[[Vectors], Vectors], g: Vectors, iterat
         r = [a - step * b for a, b in zip(r, moved, strict=True)]
         before, squared = squared, dot(r, r)
         p = [a + squared / before * b for a, b in zip(r, p, strict=True)]
-    return v
+    return v, r

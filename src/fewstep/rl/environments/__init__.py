@@ -1,9 +1,11 @@
 """Environments with tasks, one a file: many trajectories of many tasks at once, and as Gymnasium environments."""
 
 from fewstep.rl.environments.ant import Ant
+from fewstep.rl.environments.bandits import Bandits
 from fewstep.rl.environments.base import Environment
 from fewstep.rl.environments.half_cheetah import HalfCheetah
 from fewstep.rl.environments.navigation import Navigation
+from fewstep.rl.environments.tabular import TabularMDP
 from fewstep.rl.environments.told import Told
 
-__all__ = ["Ant", "Environment", "HalfCheetah", "Navigation", "Told"]
+__all__ = ["Ant", "Bandits", "Environment", "HalfCheetah", "Navigation", "TabularMDP", "Told"]

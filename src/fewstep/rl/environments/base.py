@@ -12,12 +12,14 @@ from torch import Tensor
 class Environment(Protocol):
     """K tasks, M trajectories in each.
 
-    observations : numbers in an observation;  actions : numbers in an action;  horizon : steps of a trajectory at most
+    observations : numbers in an observation;  horizon : steps of a trajectory at most
+    actions : numbers in an action; where `discrete`, an action is one of so many
     """
 
     observations: int
     actions: int
     horizon: int
+    discrete: bool
 
     def sample_tasks(self, count: int, generator: torch.Generator) -> Tensor:
         """Tasks [count, ...], of the distribution that is learned."""
@@ -26,4 +28,4 @@ class Environment(Protocol):
         """Start M trajectories of each task; each task draws from its own generator. Observations [K, M, o]"""
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Observations [K, M, o], rewards [K, M] and whether a trajectory has ended [K, M], by actions [K, M, a]."""
+        """Observations [K, M, o], rewards and whether each has ended [K, M], by actions [K, M, a], or [K, M]."""

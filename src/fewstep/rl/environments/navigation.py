@@ -24,7 +24,7 @@ class Navigation:
     (tensor([[[0.1000, 0.0000]]]), tensor([[-0.2000]]), tensor([[False]]))
     """
 
-    observations, actions = 2, 2
+    observations, actions, discrete = 2, 2, False
 
     def __init__(self, horizon: int = 100) -> None:
         self.horizon = horizon

@@ -23,6 +23,7 @@ class Runner(ABC):
     """
 
     actions: int
+    discrete = False
     fastest: ClassVar[float]
     sizes: ClassVar[Mapping[str, int]]
 

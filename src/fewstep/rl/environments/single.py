@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.rl.environments import Ant, HalfCheetah, Navigation
+from fewstep.rl.environments import Ant, Bandits, HalfCheetah, Navigation, TabularMDP
 from fewstep.rl.environments.base import Environment
 
 WORLDS: dict[str, Callable[..., Environment]] = {
     "fewstep/Navigation-v0": Navigation,
     "fewstep/HalfCheetah-v0": HalfCheetah,
     "fewstep/Ant-v0": Ant,
+    "fewstep/Bandits-v0": Bandits,
+    "fewstep/TabularMDP-v0": TabularMDP,
 }
 
 
 class Single(gymnasium.Env[Any, Any]):
     """`world` with one task, which `set_task` or each `reset` without one chooses.
 
-    Actions are in -1..1. An episode is terminated where the trajectory ends, and truncated after `world.horizon` steps.
+    Actions are in -1..1, or one of some. An episode is terminated where the trajectory ends, and truncated after
+    `world.horizon` steps.
 
     >>> env = Single(Navigation(horizon=3))
     >>> env.set_task([0.3, 0.0])
@@ -38,7 +41,10 @@ class Single(gymnasium.Env[Any, Any]):
     def __init__(self, world: Environment) -> None:
         self.world = world
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (world.observations,), np.float64)
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (world.actions,), np.float64)
+        spaces = gymnasium.spaces
+        self.action_space: gymnasium.Space[Any] = (
+            spaces.Discrete(world.actions) if world.discrete else spaces.Box(-1.0, 1.0, (world.actions,), np.float64)
+        )
         self._chosen: Tensor | None = None
         self._steps = 0
 
@@ -64,7 +70,8 @@ class Single(gymnasium.Env[Any, Any]):
         return self._plain(seen), {"task": self.task[0].numpy()}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        seen, rewards, ended = self.world.step(torch.as_tensor(action, dtype=torch.float64).reshape(1, 1, -1))
+        kind, shape = (torch.int64, (1, 1)) if self.world.discrete else (torch.float64, (1, 1, -1))
+        seen, rewards, ended = self.world.step(torch.as_tensor(action, dtype=kind).reshape(shape))
         self._steps += 1
         return self._plain(seen), float(rewards), bool(ended), self._steps >= self.world.horizon, {}
 

@@ -21,6 +21,7 @@ class Told:
     def __init__(self, world: Environment, size: int) -> None:
         self.world = world
         self.observations, self.actions, self.horizon = world.observations + size, world.actions, world.horizon
+        self.discrete = world.discrete
 
     def sample_tasks(self, count: int, generator: torch.Generator) -> Tensor:
         return self.world.sample_tasks(count, generator)

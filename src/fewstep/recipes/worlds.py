@@ -1,0 +1,94 @@
+"""The worlds that policies are trained in: the paper's (Finn et al. 2017, section 5.3), and small discrete ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from fewstep.recipes.policies import PolicyRecipe
+from fewstep.rl.environments import Ant, Bandits, Environment, HalfCheetah, Navigation, TabularMDP
+
+BODIES: dict[str, Callable[..., Environment]] = {"half-cheetah": HalfCheetah, "ant": Ant}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NavigationRecipe(PolicyRecipe):
+    """The paper's text gives an inner rate of 0.1; the authors' code, and the run behind their figure, have 0.5."""
+
+    iterations: int = 100
+    meta_batch: int = 20
+    horizon: int = 100
+    test_trajectories: int = 40
+    pretrain_iterations: int = 100
+    stride: int = 7
+
+    @property
+    def world(self) -> str:
+        return "2D navigation"
+
+    @property
+    def environment(self) -> Environment:
+        return Navigation(self.horizon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerRecipe(PolicyRecipe):
+    """The paper's own physics by default; its returns do not compare with those of Gymnasium's."""
+
+    body: Literal["half-cheetah", "ant"] = "half-cheetah"
+    """Who runs."""
+    task: Literal["velocity", "direction"] = "velocity"
+    """What is not told: how fast to run, or whereto."""
+    flavour: Literal["paper", "gymnasium"] = "paper"
+    """Whose physics, observations and start."""
+
+    @property
+    def world(self) -> str:
+        return f"{self.body} {self.task}, {self.flavour} physics"
+
+    @property
+    def environment(self) -> Environment:
+        return BODIES[self.body](self.task, self.flavour, self.horizon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BanditRecipe(PolicyRecipe):
+    """Slot machines (Duan et al. 2016, section 3.1), by a policy without a memory: it learns by its gradient alone."""
+
+    iterations: int = 100
+    arms: int = 5
+    """Of each slot machine."""
+    horizon: int = 10
+    pretrain_iterations: int = 100
+    stride: int = 1
+
+    @property
+    def world(self) -> str:
+        return f"bandits with {self.arms} arms"
+
+    @property
+    def environment(self) -> Environment:
+        return Bandits(self.arms, self.horizon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabularRecipe(PolicyRecipe):
+    """Random worlds of a few states (Duan et al. 2016, section 3.2)."""
+
+    iterations: int = 100
+    states: int = 10
+    """Of each world."""
+    actions: int = 5
+    """To choose from in each state."""
+    horizon: int = 10
+    pretrain_iterations: int = 100
+    stride: int = 1
+
+    @property
+    def world(self) -> str:
+        return f"random worlds of {self.states} states and {self.actions} actions"
+
+    @property
+    def environment(self) -> Environment:
+        return TabularMDP(self.states, self.actions, self.horizon)
