@@ -53,15 +53,21 @@ class RunnerRecipe(PolicyRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BanditRecipe(PolicyRecipe):
-    """Slot machines (Duan et al. 2016, section 3.1), by a policy without a memory: it learns by its gradient alone."""
+class SmallRecipe(PolicyRecipe):
+    """Small discrete worlds, whose curvature takes no thinning."""
 
     iterations: int = 100
-    arms: int = 5
-    """Of each slot machine."""
     horizon: int = 10
     pretrain_iterations: int = 100
     stride: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BanditRecipe(SmallRecipe):
+    """Slot machines (Duan et al. 2016, section 3.1), by a policy without a memory: it learns by its gradient alone."""
+
+    arms: int = 5
+    """Of each slot machine."""
 
     @property
     def world(self) -> str:
@@ -73,17 +79,13 @@ class BanditRecipe(PolicyRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TabularRecipe(PolicyRecipe):
+class TabularRecipe(SmallRecipe):
     """Random worlds of a few states (Duan et al. 2016, section 3.2)."""
 
-    iterations: int = 100
     states: int = 10
     """Of each world."""
     actions: int = 5
     """To choose from in each state."""
-    horizon: int = 10
-    pretrain_iterations: int = 100
-    stride: int = 1
 
     @property
     def world(self) -> str:
