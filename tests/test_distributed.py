@@ -44,8 +44,8 @@ CLI = ["train", "sinusoid", *OPTIONS.split()]
 
 
 def on_ranks(count: int, work: Callable[[str], None], folder: Path) -> int:
-    """Run a function of this file on several ranks, and return their exit code."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.test_distributed import {work.__name__} as work"
+    """Run a function of a file of tests on several ranks, and return their exit code."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {work.__module__} import {work.__name__} as work"
     leave = "import os; sys.stdout.flush(); os._exit(0)"  # as the command line does: gloo can abort at the usual end
     return launch([sys.executable, "-c", f"{code}; work({str(folder)!r}); {leave}"], count)
 
@@ -198,12 +198,20 @@ def work_on_runs(path: Path) -> None:
     assert state is not None
     assert state["step"] == 5
     go(path / "interrupted", dropout=0.2)
+    with pytest.raises(KeyboardInterrupt):
+        stop_a_step_without_messages(path / "silent")
     with pytest.raises(DivergenceError) as error:
         go(path / "diverged", episodes=Exploding(tasks=7, shots=5, queries=5))
     messages = dist.gathered(str(error.value))
     assert len(set(messages)) == 1
     if dist.is_first():
         (path / "message").write_text(messages[0])
+
+
+def stop_a_step_without_messages(path: Path) -> None:
+    """Train by a step that averages nothing, so that ranks have to ask each other whether one is to stop."""
+    train(build(), Interrupted(tasks=7, shots=5, queries=5), TRAINING, Run(path), validate=validate,
+          step_of=lambda learner, adam: lambda tasks, lr: torch.zeros(()))  # fmt: skip
 
 
 def close(first: Run, second: Run) -> None:
@@ -233,6 +241,9 @@ def test_a_run_is_that_of_one_process_also_where_their_number_changes(two: Path,
 def test_a_stopped_run_goes_on_to_the_identical_result_with_dropout(two: Path) -> None:
     for name in ("resumed", "interrupted"):
         identical(Run(two / "dropout"), Run(two / name))
+    silent = Run(two / "silent").load_state()
+    assert silent is not None
+    assert silent["step"] == 5
     state = Run(two / "dropout").load_state()
     assert state is not None
     first, second = state["random"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.func import functional_call
 
 from fewstep import InputError, Learner, Task
 from fewstep.cli import main
+from fewstep.distributed import average_gradients, is_first, joined, ranks, share
 from fewstep.evaluate import evaluate
 from fewstep.meta_step import MetaStep
 from fewstep.report import _training
@@ -38,6 +40,7 @@ from fewstep.rl.surrogates import INNER, Clipped, dice, likelihood_ratio, lvc, r
 from fewstep.rl.trpo import Curvature, loss_and_divergence, thinned
 from fewstep.updates import SGD
 from tests.reference import relative_error
+from tests.test_distributed import on_ranks
 
 LR = 0.3
 hessian: Any = torch.autograd.functional.hessian
@@ -429,6 +432,38 @@ def test_a_step_that_does_not_help_moves_nothing(monkeypatch: pytest.MonkeyPatch
     assert all(torch.equal(*pair) for pair in zip(before, learner.parameters(), strict=True))
 
 
+def steps_together(folder: str) -> None:
+    """Two steps of each outer rule on this rank's share; the first rank writes down where they led."""
+    with joined():
+        found = [go_on_together(kind) for kind in ("trpo", "ppo")]
+        if is_first():
+            torch.save(found, Path(folder) / "found.pt")
+
+
+def go_on_together(kind: str) -> tuple[Tensor, Tensor]:
+    """The losses of two steps, and the weights after them."""
+    learner = build()
+    explorer, average = explorer_of(learner), partial(shared_average, learner)
+    adam = MetaStep(learner, torch.optim.Adam(learner.parameters()), average=average if ranks() > 1 else None)
+    step: Any = (
+        TRPO(explorer, TrustRegion(delta=0.05, damping=0.1)) if kind == "trpo" else Ascent(explorer, adam, epochs=2)
+    )
+    losses = torch.stack([step(share(tasks_of(5)), 0.01) for _ in range(2)])
+    assert kind == "ppo" or step.accepted
+    return losses, flat(learner.parameters()).detach()
+
+
+def shared_average(learner: Learner, loss: Tensor, count: int) -> Tensor:
+    return average_gradients(learner.parameters(), count, loss)[0]
+
+
+def test_several_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    assert on_ranks(2, steps_together, tmp_path) == 0
+    for kind, found in zip(("trpo", "ppo"), torch.load(tmp_path / "found.pt"), strict=True):
+        for theirs, ours in zip(found, go_on_together(kind), strict=True):
+            torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-9)
+
+
 def test_epochs_of_adam_on_one_exploration() -> None:
     learner, other = build(), build()
     tasks = tasks_of()
@@ -574,6 +609,7 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
         (["--surrogate", "dice"], "the surrogate dice needs whole trajectories: --stride 1"),
         (["--horizon", "0"], "--horizon must be at least 1, but 0 came"),
         (["--discount", "1.5"], "--discount must be from 0 to 1, but 1.5 came"),
+        (["--decay", "-0.1"], "--decay must be from 0 to 1, but -0.1 came"),
         (["--delta", "0"], "delta must be above 0"),
         (["--epochs", "0"], "--epochs must be at least 1, but 0 came"),
         (["--later-rate", "0"], "--later-rate must be above 0 and at most 1, but 0.0 came"),

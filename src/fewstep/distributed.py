@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import reduce
 from hashlib import blake2b
@@ -98,19 +98,28 @@ def average_gradients(parameters: Iterable[nn.Parameter], tasks: int, *also: Ten
     if ranks() == 1:
         return numbers
     trained = [value for value in parameters if value.requires_grad]
-    device = trained[0].device
-    dtype = reduce(torch.promote_types, (value.dtype for value in trained), torch.float32)
     has_one = torch.tensor([value.grad is not None for value in trained])
     gradients = [torch.zeros_like(value) if value.grad is None else value.grad for value in trained]
-    parts = [*gradients, *numbers, has_one, torch.ones(())]
-    vector = tasks * torch.cat([part.to(device, dtype).flatten() for part in parts])
+    *means, has_one = averaged([*gradients, *numbers, has_one], tasks)
+    for value, mean, one in zip(trained, means, has_one.tolist(), strict=False):
+        value.grad = mean.to(value.dtype) if one else None
+    return means[len(trained) :]
+
+
+def averaged(values: Sequence[Tensor], tasks: int) -> list[Tensor]:
+    """The mean of each value over the tasks of all ranks, where this rank's is the mean over so many `tasks`.
+
+    Summed in float32 or wider, on the device of the first.
+    """
+    if ranks() == 1:
+        return list(values)
+    dtype = reduce(torch.promote_types, (value.dtype for value in values), torch.float32)
+    parts = [*values, torch.ones(())]
+    vector = tasks * torch.cat([part.detach().to(values[0].device, dtype).flatten() for part in parts])
     with _talking():
         dist.all_reduce(vector)
-    vector /= vector[-1].clone()  # the tasks of all ranks
-    *means, has_one, _ = torch.split(vector, [part.numel() for part in parts])
-    for value, mean, one in zip(trained, means, has_one.tolist(), strict=False):
-        value.grad = mean.view_as(value).to(value.dtype) if one else None
-    return [mean.reshape(()) for mean in means[len(trained) :]]
+    *means, _ = torch.split(vector / vector[-1], [part.numel() for part in parts])  # by the tasks of all ranks
+    return [mean.view_as(value) for mean, value in zip(means, values, strict=True)]
 
 
 def on_all_ranks(function: Callable[[int], Tensor], count: int) -> list[Tensor]:
@@ -187,6 +196,11 @@ def _check_tasks(tasks: int, count: int) -> None:
 def processes_here() -> int:
     """How many of the ranks are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks() > 1 else 1
+
+
+def cores() -> int:
+    """How many processor cores a process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _of_this_start(store: Any, number: int, count: int) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from fewstep.distributed import cores
 from fewstep.errors import FewstepError
 from fewstep.progress import narrate
 
@@ -71,7 +72,6 @@ def _run(command: Sequence[str], count: int, asked: list[int]) -> list[int]:
 
 def _environment(number: int, count: int, port: int) -> dict[str, str]:
     """What torchrun would tell a rank; and a fair share of the cores, unless the user has said how many."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     told = {
         "RANK": number,
         "LOCAL_RANK": number,
@@ -81,7 +81,7 @@ def _environment(number: int, count: int, port: int) -> dict[str, str]:
         "MASTER_PORT": port,
         "TORCHELASTIC_USE_AGENT_STORE": True,  # the store is the launcher's, not the first rank's
     }
-    threads = {"OMP_NUM_THREADS": str(max(1, cores // count))}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // count))}
     return {**threads, **os.environ, **{name: str(value) for name, value in told.items()}}
 
 

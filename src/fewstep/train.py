@@ -94,7 +94,7 @@ def train(
             tasks = drawn[step]  # lines 3, 5, 8
             with _divergence_explained(learner, tasks, step) if meta_step is adam else nullcontext():
                 loss = meta_step(share(tasks), training.lr_at(step))  # lines 4, 6, 7, 9 and 10, by Adam
-            stopped = together.stopped if ranks() > 1 else stop.is_set()
+            stopped = together.to_stop(told=meta_step is adam)
             step += 1
 
             at_end = step == training.iterations
@@ -176,18 +176,26 @@ def _resume_random(state: dict[str, Any], device: torch.device) -> None:
 
 
 class _Together:
-    """What several processes do between the meta-gradient and the step along it, with one message to each other."""
+    """What several processes agree on, with Adam in the one message that averages the gradients."""
 
     def __init__(self, learner: Learner, stop: threading.Event) -> None:
         self.learner, self.stop = learner, stop
-        self.stopped = False
+        self._stopped = False
 
     def average(self, loss: torch.Tensor, tasks: int) -> torch.Tensor:
         """Average gradients and loss; from then on all know whether one of them is to stop."""
-        asked = self.stop.is_set() or deserted()
-        loss, stopped = average_gradients(self.learner.parameters(), tasks, loss, asked)
-        self.stopped = bool(stopped)
+        loss, stopped = average_gradients(self.learner.parameters(), tasks, loss, self._asked())
+        self._stopped = bool(stopped)
         return loss
+
+    def to_stop(self, told: bool) -> bool:
+        """Whether one of the processes is to stop. told : `average` has been called for that"""
+        if ranks() == 1:
+            return self.stop.is_set()
+        return self._stopped if told else any(gathered(self._asked()))
+
+    def _asked(self) -> bool:
+        return self.stop.is_set() or deserted()
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from torch import nn
 from fewstep.baselines import Baseline
 from fewstep.data.episodes import Episodes, numbered_generator
 from fewstep.data.layouts import Split
-from fewstep.distributed import processes_here
 from fewstep.errors import InputError
 from fewstep.evaluate import Judged
 from fewstep.functional import Loss
@@ -58,6 +57,8 @@ class PolicyRecipe(Recipe):
     """Steps of a trajectory at most."""
     discount: float = 0.99
     """Of later rewards (gamma)."""
+    decay: float = 1.0
+    """Of what is credited to an action later on (lambda of generalised advantages); below 1: less variance, a bias."""
     surrogate: Literal["reinforce", "lvc", "dice"] = "reinforce"
     """The inner loss; ppo has its own, which goes by how likely actions have become."""
     outer: Literal["trpo", "ppo", "adam"] = "trpo"
@@ -87,8 +88,9 @@ class PolicyRecipe(Recipe):
         for name in ("trajectories", "test_trajectories", "horizon"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 1, but {getattr(self, name)} came")
-        if not 0 <= self.discount <= 1:
-            raise InputError(f"--discount must be from 0 to 1, but {self.discount} came")
+        for name in ("discount", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"--{name} must be from 0 to 1, but {getattr(self, name)} came")
         if self.plan:
             raise InputError("engines are not planned for policies yet; choose with --method, --chunk and --compile")
         if self.epochs < 1:
@@ -140,8 +142,6 @@ class PolicyRecipe(Recipe):
         return {"inner_loss": inner, "stream": True}
 
     def check(self, learner: Learner, episodes: Episodes) -> None:
-        if self.outer == "trpo" and processes_here() > 1:
-            raise InputError("trpo works in one process so far; leave out --procs, or take --outer ppo")
         self.step_of(learner, lambda tasks, lr: torch.zeros(()))
 
     def episodes(self, split: Split) -> EnvironmentEpisodes:
@@ -151,13 +151,13 @@ class PolicyRecipe(Recipe):
         )
 
     def step_of(self, learner: Learner, adam: Step) -> Step:
-        explorer = self._explorer(learner, self.environment)
+        explorer = self._explorer(learner, self.environment, self.trajectories)
         if self.outer != "trpo":
             return Ascent(explorer, adam, self.epochs if self.outer == "ppo" else 1)
         return TRPO(explorer, self.region)
 
-    def _explorer(self, learner: Learner, world: Environment) -> Explorer:
-        return Explorer(learner, world, trajectories=self.trajectories, discount=self.discount)
+    def _explorer(self, learner: Learner, world: Environment, trajectories: int) -> Explorer:
+        return Explorer(learner, world, trajectories=trajectories, discount=self.discount, decay=self.decay)
 
     def seen_by(self, learner: Learner) -> Judged:
         policy, world = learner.model, self.environment
@@ -167,7 +167,7 @@ class PolicyRecipe(Recipe):
         judged = copy.deepcopy(learner)
         judged.update = Slowed(judged.update, self.later_rate, after=max(1, learner.steps))
         judged.engine = judged.engine  # what it compiled has the old rule in it
-        return Explorer(judged, world, trajectories=self.test_trajectories, discount=self.discount)
+        return self._explorer(judged, world, self.test_trajectories)
 
     def protocols(self) -> list[Protocol]:
         about = {
@@ -200,7 +200,7 @@ class PolicyRecipe(Recipe):
     def _pretrain(self, world: Environment, model: nn.Module) -> dict[str, Any]:
         """TRPO on all tasks together: the same without inner steps."""
         learner = Learner(model, likelihood_ratio, SGD(self.inner_lr), steps=0, **self.learner_options)
-        step = TRPO(self._explorer(learner, world), self.region)
+        step = TRPO(self._explorer(learner, world, self.trajectories), self.region)
         episodes = self.episodes("train")
         for number in range(self.pretrain_iterations):
             step(episodes[number])

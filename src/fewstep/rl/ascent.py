@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fewstep.distributed import averaged
 from fewstep.errors import InputError
 from fewstep.rl.explorer import Explorer
 from fewstep.task import Task
@@ -40,4 +41,4 @@ class Ascent:
         experience = self.explorer.task_of(walk)
         for _ in range(self.epochs):
             self.adam(experience, lr)
-        return -walk[-1].returns.mean()
+        return averaged([-walk[-1].returns.mean()], tasks.size)[0]

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, jvp, vjp, vmap
 
+from fewstep.distributed import averaged
 from fewstep.engine import dot
 from fewstep.errors import DivergenceError, InputError
 from fewstep.functional import Tensors
@@ -85,21 +86,23 @@ class TRPO:
         with learner.checked(experience):
             theta = adapted(learner, experience.support)
             loss = _loss_at(theta, learner, experience)
-        gradient = list(torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True))
+        own = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        loss, *gradient = averaged([loss.detach(), *own], tasks.size)
         curvature = Curvature(learner, self.parameters, experience, region.stride, theta)
 
         def damped(v: Vectors) -> Vectors:
-            return [a + region.damping * b for a, b in zip(curvature(v), v, strict=True)]
+            product = averaged(curvature(v), tasks.size)
+            return [a + region.damping * b for a, b in zip(product, v, strict=True)]
 
         direction, left = conjugate_gradient(damped, gradient, region.iterations)
         squared = dot(direction, gradient) - dot(direction, left)  # d' (C + damping) d
         size = (2 * region.delta / squared.clamp_min(1e-30)).sqrt()
-        if not torch.stack([loss.detach(), size]).isfinite().all():
+        if not torch.stack([loss, size]).isfinite().all():
             raise DivergenceError(
                 "the loss, its gradient or the curvature is not finite; lower the inner rate or delta"
             )
-        self._search([size * part for part in direction], loss.detach(), experience)
-        return -walk[-1].returns.mean()
+        self._search([size * part for part in direction], loss, experience)
+        return averaged([-walk[-1].returns.mean()], tasks.size)[0]
 
     @torch.no_grad()
     def _search(self, step: Vectors, loss: Tensor, experience: Task) -> None:
@@ -108,7 +111,7 @@ class TRPO:
         for attempt in range(TRIES):
             for value, before, part in zip(self.parameters, start, step, strict=True):
                 value.copy_(before - SHRINK**attempt * part)
-            now, divergence = loss_and_divergence(self.explorer.learner, experience)
+            now, divergence = averaged(loss_and_divergence(self.explorer.learner, experience), experience.size)
             self.tries = attempt + 1
             self.accepted = bool(now < loss) and bool(divergence <= self.region.delta)
             if self.accepted:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fewstep.distributed import cores, processes_here
 from fewstep.errors import InputError
 
 INSTALL = "MuJoCo tasks need gymnasium >= 1.0 and mujoco >= 3.17: pip install 'fewstep[rl]'"
@@ -54,7 +55,7 @@ class Physics:
         self._sensor = int(model.sensor("centre").adr[0])
         self._stage = mujoco.mjtStage.mjSTAGE_VEL
         # One state for each simulation: then the stages after a step are those that the next step begins with.
-        self._batch = batch.Batch(model, count, persistent=True)
+        self._batch = batch.Batch(model, count, max(1, cores() // processes_here()), persistent=True)
         self.positions, self.velocities, self._controls, self._sensors, self._rotations = (
             self._batch.bind(name) for name in ("qpos", "qvel", "ctrl", "sensordata", "xmat")
         )
