@@ -37,7 +37,7 @@ from fewstep.rl.environments import Navigation, Told
 from fewstep.rl.experience import Experience
 from fewstep.rl.returns import discounted, generalised_advantages, standardised
 from fewstep.rl.surrogates import INNER, Clipped, dice, likelihood_ratio, lvc, reinforce
-from fewstep.rl.trpo import Curvature, loss_and_divergence, thinned
+from fewstep.rl.trpo import Curvature, adapted, loss_and_divergence, thinned
 from fewstep.updates import SGD
 from tests.reference import relative_error
 from tests.test_distributed import on_ranks
@@ -265,6 +265,11 @@ def test_meta_gradients_equal_plain_autograd(inner: str, steps: int) -> None:
     assert relative_error(flat(ours), flat(naive)) < 1e-8
 
 
+def curvature_of(learner: Learner, experience: Task, **strides: int) -> Curvature:
+    theta = adapted(learner, experience.support)
+    return Curvature(learner, list(learner.parameters()), experience, TrustRegion(**strides), theta)
+
+
 @pytest.mark.parametrize("steps", [0, 1, 2])
 @pytest.mark.parametrize("inner", INNER)
 def test_the_curvature_is_that_of_the_divergence(inner: str, steps: int) -> None:
@@ -283,7 +288,7 @@ def test_the_curvature_is_that_of_the_divergence(inner: str, steps: int) -> None
     slope = torch.stack([(a * b).sum() for a, b in zip(first, v, strict=True)]).sum()
     naive = torch.autograd.grad(slope, own)
     assert flat(first).norm() < 1e-10, "at the old policy the divergence is least"
-    ours = Curvature(learner, own, experience)(v)
+    ours = curvature_of(learner, experience)(v)
     assert relative_error(flat(ours), flat(naive)) < 1e-8
 
 
@@ -291,10 +296,10 @@ def test_a_thinned_curvature_is_near_the_whole_one() -> None:
     learner = build(hidden=8)
     explorer = Explorer(learner, Navigation(40), trajectories=30)
     experience = explorer.explore(tasks_of(2, 40))
-    own = list(learner.parameters())
-    v = [torch.ones_like(value) for value in own]
-    whole, thin = (flat(Curvature(learner, own, experience, stride)(v)) for stride in (1, 7))
-    assert 0 < relative_error(thin, whole) < 0.3
+    v = [torch.ones_like(value) for value in learner.parameters()]
+    whole = flat(curvature_of(learner, experience)(v))
+    for strides in ({"stride": 7}, {"inner_stride": 7}, {"stride": 7, "inner_stride": 7}):
+        assert 0 < relative_error(flat(curvature_of(learner, experience, **strides)(v)), whole) < 0.3
     rows = thinned(experience.query, 7)
     assert rows.mask.shape == (2, 1, -(-40 * 30 // 7))
     seen = experience.query.observations  # [tasks, trajectories, steps, 2]; entry 7 is trajectory 7 at the first step
@@ -524,6 +529,8 @@ def test_nan_after_the_end_does_not_count() -> None:
 def test_a_stride_leaves_no_trajectory_out() -> None:
     with pytest.raises(InputError, match="with 4 trajectories a stride of 6 would leave some out altogether"):
         TRPO(explorer_of(build()), TrustRegion(stride=6))
+    with pytest.raises(InputError, match="with 4 trajectories a stride of 2 would leave some out altogether"):
+        TRPO(explorer_of(build()), TrustRegion(inner_stride=2))
 
 
 @pytest.mark.parametrize("method", ["cavia", "fomaml", "anil", "meta_sgd", "maml_pp", "reptile"])
@@ -573,8 +580,8 @@ def test_wrong_learners() -> None:
 
 
 SMALL = ["--iterations", "2", "--meta-batch", "2", "--trajectories", "2", "--test-trajectories", "2", "--horizon", "5",
-         "--stride", "3", "--check-every", "1", "--validation-episodes", "2", "--test-episodes", "2",
-         "--pretrain-iterations", "1"]  # fmt: skip
+         "--stride", "3", "--inner-stride", "3", "--check-every", "1", "--validation-episodes", "2",
+         "--test-episodes", "2", "--pretrain-iterations", "1"]  # fmt: skip
 
 
 @pytest.mark.parametrize("outer", ["trpo", "ppo", "adam"])
@@ -606,7 +613,7 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
     ("options", "message"),
     [
         (["--plan"], "engines are not planned for policies yet"),
-        (["--surrogate", "dice"], "the surrogate dice needs whole trajectories: --stride 1"),
+        (["--surrogate", "dice"], "the surrogate dice needs whole trajectories: --inner-stride 1"),
         (["--horizon", "0"], "--horizon must be at least 1, but 0 came"),
         (["--discount", "1.5"], "--discount must be from 0 to 1, but 1.5 came"),
         (["--decay", "-0.1"], "--decay must be from 0 to 1, but -0.1 came"),
@@ -616,6 +623,7 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
         (["--meta-lr", "0.1"], "--meta-lr has no part in --outer trpo; leave it out"),
         (["--outer", "ppo", "--surrogate", "lvc"], "--surrogate has no part in --outer ppo; leave it out"),
         (["--trajectories", "14"], "--stride 7 and --trajectories 14 have a common divisor"),
+        (["--inner-stride", "5"], "--inner-stride 5 and --trajectories 20 have a common divisor"),
         (["--delta", "nan"], "delta must be above 0"),
         (["--algorithm", "anil"], "TRPO knows the curvature of what adapts, but model.log_std"),
         (["--algorithm", "meta_sgd"], "is trained and does not adapt; take Adam"),

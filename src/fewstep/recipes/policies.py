@@ -70,7 +70,9 @@ class PolicyRecipe(Recipe):
     damping: float = 1e-2
     """Added to the curvature of that."""
     stride: int = 11
-    """The curvature is taken from one of so many steps lived through."""
+    """The divergence's curvature is taken from one of so many steps lived through."""
+    inner_stride: int = 11
+    """The inner steps' part in it, in the same way; 1 is exact, and takes longer."""
     check_every: int = 10
     log_every: int = 1
     validation_episodes: int = 40
@@ -101,10 +103,13 @@ class PolicyRecipe(Recipe):
         known = {field.name: field.default for field in fields(self)}
         if changed := [name for name in idle if getattr(self, name) != known[name]]:
             raise InputError(f"--{changed[0].replace('_', '-')} has no part in --outer {self.outer}; leave it out")
-        if self.outer == "trpo" and self.stride > 1 and gcd(self.stride, self.trajectories) > 1:
-            raise InputError(f"--stride {self.stride} and --trajectories {self.trajectories} have a common divisor")
-        if self.surrogate == "dice" and self.stride > 1 and self.outer == "trpo":
-            raise InputError("the surrogate dice needs whole trajectories: --stride 1")
+        if self.outer == "trpo":
+            for name in ("stride", "inner_stride"):
+                if gcd(value := getattr(self, name), self.trajectories) > 1:
+                    about = f"--{name.replace('_', '-')} {value} and --trajectories {self.trajectories}"
+                    raise InputError(f"{about} have a common divisor")
+            if self.surrogate == "dice" and self.inner_stride > 1:
+                raise InputError("the surrogate dice needs whole trajectories: --inner-stride 1")
         self.region  # noqa: B018  raises where its settings are wrong
 
     @property
@@ -127,7 +132,7 @@ class PolicyRecipe(Recipe):
     @property
     def region(self) -> TrustRegion:
         """How far a meta-update goes."""
-        return TrustRegion(delta=self.delta, damping=self.damping, stride=self.stride)
+        return TrustRegion(delta=self.delta, damping=self.damping, stride=self.stride, inner_stride=self.inner_stride)
 
     def model(self) -> nn.Module:
         return _policy(self.environment)

@@ -22,6 +22,7 @@ class NavigationRecipe(PolicyRecipe):
     test_trajectories: int = 40
     pretrain_iterations: int = 100
     stride: int = 7
+    inner_stride: int = 7
 
     @property
     def world(self) -> str:
@@ -60,6 +61,7 @@ class SmallRecipe(PolicyRecipe):
     horizon: int = 10
     pretrain_iterations: int = 100
     stride: int = 1
+    inner_stride: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

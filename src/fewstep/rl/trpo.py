@@ -38,17 +38,21 @@ class TrustRegion:
 
     delta : the most that the mean KL divergence may be
     iterations : of conjugate gradient;  damping : added to the curvature's diagonal
-    stride : the curvature is taken from each `stride`-th step lived through, of every trajectory; 1 takes all, which is
-        exact, and what the inner loss `dice` needs
+    stride : the divergence's curvature F is taken from each `stride`-th step lived through after adaptation, of every
+        trajectory; 1 takes all
+    inner_stride : the inner steps' Jacobian J, in the same way, from what was lived through before; 1 is exact, and
+        what the inner loss `dice` needs
     """
 
     delta: float = 0.01
     iterations: int = 10
     damping: float = 1e-5
     stride: int = 1
+    inner_stride: int = 1
 
     def __post_init__(self) -> None:
-        if not (self.delta > 0 and self.damping >= 0) or self.iterations < 1 or self.stride < 1:
+        counts = (self.iterations, self.stride, self.inner_stride)
+        if not (self.delta > 0 and self.damping >= 0) or min(counts) < 1:
             raise InputError(f"delta must be above 0, damping at least 0, the counts at least 1, but {self} came")
 
 
@@ -64,11 +68,12 @@ class TRPO:
     def __init__(self, explorer: Explorer, region: TrustRegion | None = None) -> None:
         self.explorer, self.region = explorer, region or TrustRegion()
         _check_curvature(explorer.learner)
-        if self.region.stride > 1 and gcd(self.region.stride, explorer.trajectories) > 1:
-            raise InputError(
-                f"with {explorer.trajectories} trajectories a stride of {self.region.stride} would leave some out "
-                "altogether; choose numbers without a common divisor"
-            )
+        for stride in (self.region.stride, self.region.inner_stride):
+            if gcd(stride, explorer.trajectories) > 1:
+                raise InputError(
+                    f"with {explorer.trajectories} trajectories a stride of {stride} would leave some out altogether; "
+                    "choose numbers without a common divisor"
+                )
         self.parameters = [value for value in explorer.learner.parameters() if value.requires_grad]
         self.accepted, self.divergence, self.tries = False, 0.0, 0
 
@@ -86,9 +91,9 @@ class TRPO:
         with learner.checked(experience):
             theta = adapted(learner, experience.support)
             loss = _loss_at(theta, learner, experience)
-        own = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        own = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         loss, *gradient = averaged([loss.detach(), *own], tasks.size)
-        curvature = Curvature(learner, self.parameters, experience, region.stride, theta)
+        curvature = Curvature(learner, self.parameters, experience, region, theta)
 
         def damped(v: Vectors) -> Vectors:
             product = averaged(curvature(v), tasks.size)
@@ -137,19 +142,18 @@ class Curvature:
     """v -> mean_k J_k^T F_k J_k v, the second derivative at theta of the mean KL(pi_old,k || pi_theta'_k).
 
     It holds where pi_old,k is pi_theta'_k, as right after exploring. v like the learner's parameters.
-    stride : of what was lived through, before and after adaptation, each nth step counts
-    theta : theta'_k, where it is known
+    region : its strides
+    theta : theta'_k, after all that was lived through
     """
 
-    def __init__(self, learner: Learner, parameters: Sequence[Tensor], experience: Task, stride: int = 1,
-                 theta: Tensors | None = None) -> None:  # fmt: skip
+    def __init__(self, learner: Learner, parameters: Sequence[Tensor], experience: Task, region: TrustRegion,
+                 theta: Tensors) -> None:  # fmt: skip
         self.learner, self.parameters = learner, parameters
-        self.support, self.query = thinned(experience.support, stride), thinned(experience.query, stride)
+        self.support = thinned(experience.support, region.inner_stride)
+        self.query = thinned(experience.query, region.stride)
         taken = self.query.mask.to(self.query.outputs.dtype)
         self.weights = taken / taken.sum((1, 2), keepdim=True).clamp_min(1)
-        self.adapted = self._adapted()
-        with torch.no_grad():
-            theta = theta or (adapted(learner, experience.support) if stride > 1 else self.adapted)
+        self.adapted = theta if region.inner_stride == 1 else self._adapted()
         self.theta = {name: value.detach() for name, value in theta.items()}
 
     def __call__(self, v: Vectors) -> Vectors:
