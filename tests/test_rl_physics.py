@@ -13,7 +13,7 @@ import torch
 
 from fewstep import InputError
 from fewstep.cli import main
-from fewstep.rl.environments import Ant, HalfCheetah
+from fewstep.rl.environments import Ant, HalfCheetah, Humanoid, Walker
 from tests.test_rl import SMALL
 
 gymnasium = pytest.importorskip("gymnasium", reason="the extra rl is not installed")
@@ -142,6 +142,114 @@ def test_the_gymnasium_ant_moves_as_gymnasiums() -> None:
             assert np.array_equal(lived[step][sim][:27], expected[:27]), "positions and velocities, to the bit"
 
 
+def two_tasks(world: Any, goals: Any, actions: Any) -> tuple[Any, Any, Any]:
+    """Positions and velocities at the start [4, ...], and what 2 x 2 trajectories live through."""
+    world.reset(torch.as_tensor(goals), 2, [torch.Generator().manual_seed(i) for i in (0, 1)])
+    state = world.physics.positions.copy(), world.physics.velocities.copy()
+    return *state, [world.step(torch.tensor(a).reshape(2, 2, -1)) for a in actions]
+
+
+@pytest.mark.parametrize("task", GOALS)
+def test_the_walker_is_gymnasiums_to_the_bit(task: Any) -> None:
+    goals, actions = GOALS[task], np.random.default_rng(0).uniform(-1.2, 1.2, size=(80, 4, 6))
+    positions, velocities, lived = two_tasks(Walker(task), np.array(goals)[:, None], actions)
+    own, ends = gymnasium.make("Walker2d-v5").unwrapped, 0
+    for sim in range(4):
+        own.reset(seed=0)
+        own.set_state(positions[sim], velocities[sim])
+        for (observations, rewards, ended), action in zip(lived, actions[:, sim].clip(-1, 1), strict=True):
+            expected, _, over, _, told = own.step(action)
+            assert np.array_equal(observations.reshape(4, -1)[sim].numpy(), expected)
+            reward = wanted(task, goals[sim // 2], told["x_velocity"]) + told["reward_survive"] + told["reward_ctrl"]
+            assert rewards.flatten()[sim].item() == pytest.approx(reward, abs=1e-12)
+            assert bool(ended.flatten()[sim]) == over
+            ends += over
+    assert 0 < ends < 4 * 80, "some stand, some fall"
+
+
+def test_the_humanoid_moves_as_gymnasiums_and_its_reward_by_hand() -> None:
+    goals, actions = np.array([[0.6, 0.8], [-1.0, 0.0]]), np.random.default_rng(0).uniform(-1.2, 1.2, size=(60, 4, 17))
+    world = Humanoid("direction")
+    positions, velocities, lived = two_tasks(world, goals, actions)
+    own, ends, touched = gymnasium.make("Humanoid-v5").unwrapped, 0, 0.0
+    for sim in range(4):
+        own.reset(seed=0)
+        own.set_state(positions[sim], velocities[sim])
+        centre = centre_of(own)
+        for (observations, rewards, ended), action in zip(lived, actions[:, sim].clip(-1, 1), strict=True):
+            contact = contact_cost(own, 0.4 * action)
+            *_, over, _, told = own.step(0.4 * action)
+            before, centre = centre, centre_of(own)
+            expected = np.concatenate([own.data.qpos[2:], own.data.qvel])
+            assert np.array_equal(observations.reshape(4, -1)[sim].numpy(), expected)
+            running = 1.25 * goals[sim // 2] @ (centre - before) / own.dt
+            reward = running + told["reward_survive"] + told["reward_ctrl"] - contact
+            assert rewards.flatten()[sim].item() == pytest.approx(reward, abs=1e-3)
+            assert bool(ended.flatten()[sim]) == over
+            ends, touched = ends + over, touched + contact
+    assert 0 < ends < 4 * 60, "some stand, some fall"
+    assert touched > 0
+    drawn = world.sample_tasks(1000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(drawn.norm(dim=1), torch.ones(1000))
+    assert abs(drawn.mean()) < 0.1
+
+
+def contact_cost(own: Any, controls: Any) -> float:
+    """By the forces as the last physics step of the next five begins: Gymnasium's are of within that step (RK4)."""
+    data = mujoco.MjData(own.model)
+    data.qpos[:], data.qvel[:], data.qacc_warmstart[:] = own.data.qpos, own.data.qvel, own.data.qacc_warmstart
+    data.ctrl[:] = controls
+    mujoco.mj_step(own.model, data, 4)
+    mujoco.mj_forward(own.model, data)
+    mujoco.mj_rnePostConstraint(own.model, data)
+    return min(5e-7 * float((data.cfrc_ext**2).sum()), 10.0)
+
+
+def centre_of(own: Any) -> Any:
+    """x and y of the centre of mass, of where the bodies are now: Gymnasium's own is one physics step late."""
+    fresh = mujoco.MjData(own.model)
+    fresh.qpos[:] = own.data.qpos
+    mujoco.mj_forward(own.model, fresh)
+    return fresh.subtree_com[own.model.body("torso").id][:2]
+
+
+@pytest.mark.parametrize(("kind", "file", "sizes"), [(Walker, "walker2d_v5.xml", (7, 8)), (Ant, "ant.xml", (13, 14))])
+@pytest.mark.parametrize("task", ["mass", "friction"])
+def test_other_masses_and_frictions_are_those_of_a_changed_model(kind: Any, file: str, sizes: Any, task: Any) -> None:
+    world = kind(task, "gymnasium")
+    goals = world.sample_tasks(2, torch.Generator().manual_seed(0))
+    assert goals.shape == (2, sizes[task == "friction"])
+    assert 1.5**-3 <= goals.min() < 0.6
+    assert 1.7 < goals.max() <= 1.5**3
+    actions = np.random.default_rng(0).uniform(-1, 1, size=(40, 4, world.actions))
+    positions, velocities, lived = two_tasks(world, goals, actions)
+    for sim in range(4):
+        model = mujoco.MjModel.from_xml_path(str(Path(gymnasium.__file__).parent / "envs/mujoco/assets" / file))
+        factors = goals[sim // 2].double().numpy()
+        if task == "mass":
+            model.body_mass[1:] *= factors
+            model.body_inertia[1:] *= factors[:, None]
+        else:
+            model.geom_friction[:] *= factors[:, None]
+        data = mujoco.MjData(model)
+        mujoco.mj_setConst(model, data)
+        data.qpos[:], data.qvel[:] = positions[sim], velocities[sim]
+        for (observations, rewards, _), action in zip(lived, actions[:, sim], strict=True):
+            data.ctrl[:] = action
+            before = data.qpos[0]
+            mujoco.mj_step(model, data, world.physics.frame_skip)
+            seen = observations.reshape(4, -1)[sim].numpy()
+            size = data.qpos.size - (1 if kind is Walker else 2)
+            np.testing.assert_allclose(seen[:size], data.qpos[-size:], atol=1e-9)
+            if kind is Walker:
+                running = (data.qpos[0] - before) / world.physics.dt
+                standing = not (data.qpos[1] < 0.8 or abs(data.qpos[2]) > 1)
+                expected = running + standing - 0.001 * (action**2).sum()
+                assert rewards.flatten()[sim].item() == pytest.approx(expected, abs=1e-9)
+    apart = lived[-1][0].reshape(2, 2, -1)
+    assert (apart[0] - apart[1]).abs().max() > 0.1
+
+
 def test_starts_and_tasks() -> None:
     for flavour, spread in (("paper", 0.01), ("gymnasium", 0.2 / 12**0.5)):
         world = HalfCheetah("velocity", flavour)  # type: ignore[arg-type]
@@ -157,8 +265,10 @@ def test_starts_and_tasks() -> None:
 
 
 def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
-    with pytest.raises(InputError, match="the task must be 'velocity' or 'direction'"):
+    with pytest.raises(InputError, match="the task must be one of velocity, direction, mass, friction and the"):
         HalfCheetah("speed")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="the flavour of gymnasium, but 'mass' and 'paper' came"):
+        Walker("mass", "paper")
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(InputError, match=r"pip install 'fewstep\[rl\]'"):
         HalfCheetah()
@@ -168,7 +278,7 @@ def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("recipe", ["half-cheetah-direction", "ant-velocity"])
+@pytest.mark.parametrize("recipe", ["half-cheetah-direction", "ant-velocity", "walker-mass", "humanoid-direction"])
 def test_runners_on_the_command_line(recipe: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     main(["train", recipe, *SMALL, "--out", str(run)])
@@ -180,7 +290,8 @@ def test_runners_on_the_command_line(recipe: str, tmp_path: Path) -> None:
 
 WORLDS = [("fewstep/Navigation-v0", {}), ("fewstep/HalfCheetah-v0", {}),
           ("fewstep/HalfCheetah-v0", {"task": "direction", "flavour": "gymnasium"}), ("fewstep/Ant-v0", {}),
-          ("fewstep/Ant-v0", {"flavour": "gymnasium"}), ("fewstep/Bandits-v0", {}),
+          ("fewstep/Ant-v0", {"flavour": "gymnasium"}), ("fewstep/Walker-v0", {"task": "friction"}),
+          ("fewstep/Humanoid-v0", {"task": "direction"}), ("fewstep/Bandits-v0", {}),
           ("fewstep/TabularMDP-v0", {})]  # fmt: skip
 
 
@@ -202,4 +313,4 @@ def test_as_gymnasium_environments(name: str, options: dict[str, Any]) -> None:
     lived = [env.step(env.action_space.sample()) for _ in range(4)]
     assert [truncated for _, _, _, truncated, _ in lived] == [False, False, False, True]
     with pytest.raises(InputError, match="a task has the shape"):
-        env.set_task([1.0, 2.0, 3.0])
+        env.set_task([[1.0, 2.0, 3.0]])

@@ -53,4 +53,8 @@ RECIPES: dict[str, Recipe] = {
     "half-cheetah-direction": RunnerRecipe(task="direction", delta=0.02),
     "ant-velocity": RunnerRecipe(body="ant"),
     "ant-direction": RunnerRecipe(body="ant", task="direction", trajectories=40, test_trajectories=40, later_rate=0.01),
+    "walker-direction": RunnerRecipe(body="walker", task="direction", flavour="gymnasium"),
+    "walker-mass": RunnerRecipe(body="walker", task="mass", flavour="gymnasium"),
+    "walker-friction": RunnerRecipe(body="walker", task="friction", flavour="gymnasium"),
+    "humanoid-direction": RunnerRecipe(body="humanoid", task="direction", flavour="gymnasium"),
 }

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from fewstep.recipes.policies import PolicyRecipe
-from fewstep.rl.environments import Ant, Bandits, Environment, HalfCheetah, Navigation, TabularMDP
+from fewstep.rl.environments import Ant, Bandits, Environment, HalfCheetah, Humanoid, Navigation, TabularMDP, Walker
 
-BODIES: dict[str, Callable[..., Environment]] = {"half-cheetah": HalfCheetah, "ant": Ant}
+BODIES: dict[str, Callable[..., Environment]] = {
+    "half-cheetah": HalfCheetah, "ant": Ant, "walker": Walker, "humanoid": Humanoid,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,12 @@ class NavigationRecipe(PolicyRecipe):
 class RunnerRecipe(PolicyRecipe):
     """The paper's own physics by default; its returns do not compare with those of Gymnasium's."""
 
-    body: Literal["half-cheetah", "ant"] = "half-cheetah"
+    body: Literal["half-cheetah", "ant", "walker", "humanoid"] = "half-cheetah"
     """Who runs."""
-    task: Literal["velocity", "direction"] = "velocity"
-    """What is not told: how fast to run, or whereto."""
+    task: Literal["velocity", "direction", "mass", "friction"] = "velocity"
+    """What is not told: how fast to run, whereto, or what the body's parts weigh and how they slip."""
     flavour: Literal["paper", "gymnasium"] = "paper"
-    """Whose physics, observations and start."""
+    """Whose physics, observations and start; the paper has no walker and no humanoid."""
 
     @property
     def world(self) -> str:

@@ -4,8 +4,10 @@ from fewstep.rl.environments.ant import Ant
 from fewstep.rl.environments.bandits import Bandits
 from fewstep.rl.environments.base import Environment
 from fewstep.rl.environments.half_cheetah import HalfCheetah
+from fewstep.rl.environments.humanoid import Humanoid
 from fewstep.rl.environments.navigation import Navigation
 from fewstep.rl.environments.tabular import TabularMDP
 from fewstep.rl.environments.told import Told
+from fewstep.rl.environments.walker import Walker
 
-__all__ = ["Ant", "Bandits", "Environment", "HalfCheetah", "Navigation", "TabularMDP", "Told"]
+__all__ = ["Ant", "Bandits", "Environment", "HalfCheetah", "Humanoid", "Navigation", "TabularMDP", "Told", "Walker"]

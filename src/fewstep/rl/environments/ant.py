@@ -29,13 +29,14 @@ class Ant(Runner):
     """
 
     actions = 8
+    file = "ant.xml"
     fastest = 3.0
     sizes: ClassVar[dict[str, int]] = {"paper": 125, "gymnasium": 105}
 
     def build(self, count: int) -> Physics:
         if self.flavour == "paper":
-            return Physics("ant.xml", "torso", count, 1, contacts=True, change=_as_in_rllab)
-        return Physics("ant.xml", "torso", count, 5, contacts=True)
+            return Physics(self.file, "torso", count, 1, contacts=True, change=_as_in_rllab)
+        return Physics(self.file, "torso", count, 5, contacts=True)
 
     def start(self, trajectories: int, generators: Sequence[torch.Generator]) -> tuple[Any, Any]:
         if self.flavour == "paper":
@@ -49,9 +50,7 @@ class Ant(Runner):
         return alive - 0.005 * (controls**2).sum(1) - 0.0005 * (self._forces() ** 2).sum((1, 2))
 
     def ended(self) -> Any:
-        positions, velocities = self.physics.positions, self.physics.velocities
-        finite = np.isfinite(positions).all(1) & np.isfinite(velocities).all(1)
-        return ~(finite & (positions[:, 2] >= HEALTHY[0]) & (positions[:, 2] <= HEALTHY[1]))
+        return self.out_of((2, *HEALTHY))
 
     def seen(self) -> Any:
         physics, forces = self.physics, self._forces()

@@ -22,11 +22,11 @@ class HalfCheetah(Runner):
     """
 
     actions = 6
-    fastest = 2.0
+    file = "half_cheetah.xml"
     sizes: ClassVar[dict[str, int]] = {"paper": 20, "gymnasium": 17}
 
     def build(self, count: int) -> Physics:
-        return Physics("half_cheetah.xml", "torso", count, 1 if self.flavour == "paper" else 5)
+        return Physics(self.file, "torso", count, 1 if self.flavour == "paper" else 5)
 
     def start(self, trajectories: int, generators: Sequence[torch.Generator]) -> tuple[Any, Any]:
         shape, paper = (trajectories, 9), self.flavour == "paper"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ import torch
 from fewstep.distributed import cores, processes_here
 from fewstep.errors import InputError
 
+Quantity = Literal["mass", "friction"]
+
+FIELDS: dict[Quantity, tuple[str, ...]] = {"mass": ("body_mass", "body_inertia"), "friction": ("geom_friction",)}
 INSTALL = "MuJoCo tasks need gymnasium >= 1.0 and mujoco >= 3.17: pip install 'fewstep[rl]'"
 
 
@@ -34,10 +38,7 @@ class Physics:
     def __init__(self, file: str, root: str, count: int, frame_skip: int, *, contacts: bool = False,
                  change: Callable[[Any], None] = lambda spec: None) -> None:  # fmt: skip
         mujoco, batch = modules()
-        text = model_file(file).read_text()
-        # MuJoCo warns of this attribute, into a file where the user stands; it is done by hand below.
-        mass = re.search(r'settotalmass="([\d.]+)"', text)
-        spec = mujoco.MjSpec.from_string(text.replace(mass[0], "") if mass else text)
+        spec, mass = _specification(file)
         change(spec)
         if contacts:  # MuJoCo computes them where a sensor of accelerations asks for it
             spec.body(root).add_site(name="inside")
@@ -48,9 +49,10 @@ class Physics:
             sensor.objtype, sensor.objname = mujoco.mjtObj.mjOBJ_BODY, root
         model = spec.compile()
         if mass:
-            mujoco.mj_setTotalmass(model, float(mass[1]))
+            mujoco.mj_setTotalmass(model, mass)
             mujoco.mj_setConst(model, mujoco.MjData(model))
         self.count, self.frame_skip, self.dt = count, frame_skip, model.opt.timestep * frame_skip
+        self._model = model
         self.rest, self._root = model.qpos0.copy(), model.body(root).id
         self._sensor = int(model.sensor("centre").adr[0])
         self._stage = mujoco.mjtStage.mjSTAGE_VEL
@@ -75,6 +77,14 @@ class Physics:
     def turned(self) -> Any:
         """The rotation of the torso [count, 9]."""
         return self._rotations[:, self._root].reshape(self.count, 9)
+
+    def multiply(self, quantity: Quantity, factors: Any) -> None:
+        """Each body's mass and inertia, or each geom's friction, is the model's times these [count, parts]."""
+        for name in FIELDS[quantity]:
+            own, model = self._batch.expand(name), getattr(self._model, name)
+            parts = factors.shape[1]  # the world, the first of bodies, has no mass
+            own[:, -parts:] = model[-parts:] * factors.reshape(*factors.shape, *[1] * (model.ndim - 1))
+        self._batch.set_const()
 
     def start(self, positions: Any, velocities: Any) -> None:
         """Begin at the model's rest plus these [count, ...]."""
@@ -103,6 +113,22 @@ def model_file(name: str) -> Path:
     if package is None or package.origin is None:
         raise InputError(INSTALL)
     return Path(package.origin).parent / "envs" / "mujoco" / "assets" / name
+
+
+@cache
+def parts_of(file: str, quantity: Quantity) -> int:
+    """How many bodies a model has, or geoms."""
+    spec, _ = _specification(file)
+    return len(spec.bodies) - 1 if quantity == "mass" else len(spec.geoms)
+
+
+def _specification(file: str) -> tuple[Any, float | None]:
+    """A model that can be changed yet, and what its bodies are to weigh together."""
+    text = model_file(file).read_text()
+    # MuJoCo warns of this attribute, into a file where the user stands; it is done by hand.
+    mass = re.search(r'settotalmass="([\d.]+)"', text)
+    spec = modules()[0].MjSpec.from_string(text.replace(mass[0], "") if mass else text)
+    return spec, float(mass[1]) if mass else None
 
 
 def uniform(shape: tuple[int, ...], most: float, generators: Any) -> Any:

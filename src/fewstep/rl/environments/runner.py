@@ -1,41 +1,50 @@
-"""What half-cheetah and ant have in common: a velocity or a direction that is not told, and two flavours of physics."""
+"""What all bodies that run have in common: what is not told to them, and two flavours of physics."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.rl.environments.physics import Physics, model_file, modules
+from fewstep.rl.environments.physics import Physics, model_file, modules, parts_of
 
-Goal = Literal["velocity", "direction"]
+Goal = Literal["velocity", "direction", "mass", "friction"]
 Flavour = Literal["paper", "gymnasium"]
 
 
 class Runner(ABC):
-    """A body that runs along x. Raises `InputError` where the extra `fewstep[rl]` is not installed.
+    """A body that runs. Raises `InputError` where the extra `fewstep[rl]` is not installed.
 
-    fastest : goals of velocity are uniform from 0 to this;  sizes : numbers in an observation, by flavour
+    task : what is not told. "velocity" along x, and "direction", are what the reward asks for. With "mass" and
+        "friction" it is for running along x, and each body's mass and inertia, or each geom's friction, is the model's
+        times 1.5^u, u uniform in [-3, 3] (as in rand_param_envs, which Rakelly et al. 2019 have taken)
+    flavour : by default the first of `sizes`
+    file : the model;  sizes : numbers in an observation, by flavour;  fastest : velocities are uniform from 0 to this
+    strength : the control of an action of 1;  weight : of running well in the reward
     """
 
     actions: int
     discrete = False
-    fastest: ClassVar[float]
+    file: ClassVar[str]
     sizes: ClassVar[Mapping[str, int]]
+    fastest: ClassVar[float] = 2.0
+    strength: ClassVar[float] = 1.0
+    weight: ClassVar[float] = 1.0
 
-    def __init__(self, task: Goal = "velocity", flavour: Flavour = "paper", horizon: int = 200) -> None:
-        if task not in ("velocity", "direction") or flavour not in self.sizes:
-            raise InputError(
-                "the task must be 'velocity' or 'direction' and the flavour 'paper' or 'gymnasium', but "
-                f"{task!r} and {flavour!r} came"
-            )
-        modules(), model_file("ant.xml")  # or say at once what to install
-        self.task, self.flavour, self.horizon = task, flavour, horizon
-        self.observations = self.sizes[flavour]
+    def __init__(self, task: Goal = "velocity", flavour: Flavour | None = None, horizon: int = 200) -> None:
+        flavours = list(self.sizes)
+        chosen = flavour or flavours[0]
+        if task not in get_args(Goal) or chosen not in flavours:
+            expected = f"task must be one of {', '.join(get_args(Goal))} and the flavour of {', '.join(flavours)}"
+            raise InputError(f"the {expected}, but {task!r} and {chosen!r} came")
+        modules(), model_file(self.file)  # or say at once what to install
+        self.task, self.flavour, self.horizon = task, chosen, horizon
+        self.observations = self.sizes[chosen]
         self._simulations: Physics | None = None
 
     @property
@@ -45,29 +54,49 @@ class Runner(ABC):
         return self._simulations
 
     def sample_tasks(self, count: int, generator: torch.Generator) -> Tensor:
-        drawn = self.fastest * torch.rand(count, 1, generator=generator)
-        return drawn if self.task == "velocity" else torch.where(drawn < self.fastest / 2, -1.0, 1.0)
+        if self.task in ("mass", "friction"):
+            return 1.5 ** (6 * torch.rand(count, parts_of(self.file, self.task), generator=generator) - 3)
+        drawn = torch.rand(count, 1, generator=generator)
+        return self.fastest * drawn if self.task == "velocity" else self.direction(drawn)
 
     def reset(self, tasks: Tensor, trajectories: int, generators: Sequence[torch.Generator]) -> Tensor:
         count = len(tasks) * trajectories
         if self._simulations is None or self._simulations.count != count:
             self._simulations = self.build(count)
-        self.goals = tasks.double().cpu().numpy().repeat(trajectories, 0)[:, 0]
+        self.goals = tasks.double().cpu().numpy().repeat(trajectories, 0)
+        if self.task in ("mass", "friction"):
+            self.physics.multiply(self.task, self.goals)
         self._shape = (len(tasks), trajectories)
         self.physics.start(*self.start(trajectories, generators))
         return self._by_task(self.seen())
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        controls = actions.double().cpu().numpy().reshape(self.physics.count, self.actions).clip(-1, 1)
-        before = self.physics.positions[:, 0].copy()
+        controls = actions.double().cpu().numpy().reshape(self.physics.count, self.actions)
+        controls = self.strength * controls.clip(-1, 1)
+        before = self.place().copy()
         self.physics.step(controls)
         if self.flavour == "paper":
-            velocity = self.physics.centre_velocity[:, 0]
+            velocity = self.physics.centre_velocity
         else:
-            velocity = (self.physics.positions[:, 0] - before) / self.physics.dt
-        wanted = self.goals * velocity if self.task == "direction" else -abs(velocity - self.goals)
-        rewards = wanted + self.bonus(controls)
+            velocity = (self.place() - before) / self.physics.dt
+        rewards = self.weight * self._wanted(velocity) + self.bonus(controls)
         return self._by_task(self.seen()), self._by_task(rewards), self._by_task(self.ended())
+
+    def _wanted(self, velocity: Any) -> Any:
+        """How well it runs [count], at velocities [count, axes]."""
+        if self.task == "velocity":
+            return -abs(velocity[:, 0] - self.goals[:, 0])
+        if self.task == "direction":
+            return (self.goals * velocity[:, : self.goals.shape[1]]).sum(1)
+        return velocity[:, 0]
+
+    def direction(self, uniform: Tensor) -> Tensor:
+        """Directions [count, axes] of numbers in [0, 1): along x, or against it."""
+        return torch.where(uniform < 0.5, -1.0, 1.0)
+
+    def place(self) -> Any:
+        """Where it is [count, axes]."""
+        return self.physics.positions[:, :1]
 
     @abstractmethod
     def build(self, count: int) -> Physics:
@@ -88,6 +117,14 @@ class Runner(ABC):
     @abstractmethod
     def seen(self) -> Any:
         """Observations [count, o]."""
+
+    def out_of(self, *ranges: tuple[int, float, float]) -> Any:
+        """Whether the state [count] is not finite, or one of some positions not within its range."""
+        positions, velocities = self.physics.positions, self.physics.velocities
+        fine = np.isfinite(positions).all(1) & np.isfinite(velocities).all(1)
+        for index, least, most in ranges:
+            fine &= (positions[:, index] >= least) & (positions[:, index] <= most)
+        return ~fine
 
     def _by_task(self, rows: Any) -> Tensor:
         return torch.from_numpy(rows.reshape(*self._shape, *rows.shape[1:]))

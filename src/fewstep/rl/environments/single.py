@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import InputError
-from fewstep.rl.environments import Ant, Bandits, HalfCheetah, Navigation, TabularMDP
+from fewstep.rl.environments import Ant, Bandits, HalfCheetah, Humanoid, Navigation, TabularMDP, Walker
 from fewstep.rl.environments.base import Environment
 
 WORLDS: dict[str, Callable[..., Environment]] = {
     "fewstep/Navigation-v0": Navigation,
     "fewstep/HalfCheetah-v0": HalfCheetah,
     "fewstep/Ant-v0": Ant,
+    "fewstep/Walker-v0": Walker,
+    "fewstep/Humanoid-v0": Humanoid,
     "fewstep/Bandits-v0": Bandits,
     "fewstep/TabularMDP-v0": TabularMDP,
 }
