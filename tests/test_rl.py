@@ -6,7 +6,7 @@ import itertools
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from fewstep import InputError, Learner, Task
 from fewstep.cli import main
 from fewstep.distributed import average_gradients, is_first, joined, ranks, share
 from fewstep.evaluate import evaluate
+from fewstep.learner import last_step
 from fewstep.meta_step import MetaStep
 from fewstep.report import _training
 from fewstep.rl import (
@@ -30,6 +31,7 @@ from fewstep.rl import (
     Explorer,
     GaussianPolicy,
     Policy,
+    SamplingCorrection,
     TrustRegion,
 )
 from fewstep.rl.baseline import linear_baseline
@@ -344,7 +346,7 @@ def hessians(inner: Any, steps: int) -> tuple[Tensor, Tensor]:
         states = [0, 1 + actions[0]][:steps]
         gained = torch.stack([rewards[s, a] for s, a in zip(states, actions, strict=True)])[None]
         lived = Experience(eye[states][None], torch.tensor([actions]), discounted(gained, 1.0), gained, gained,
-                           torch.ones(1, steps, dtype=torch.bool))  # fmt: skip
+                           torch.ones(1, steps, dtype=torch.bool), gained.sum(-1))  # fmt: skip
 
         def loss(own: Any, lived: Experience = lived) -> Tensor:
             total: Tensor = steps * inner(_With(policy, {"logits.weight": own}), lived)  # the sum, not the mean
@@ -386,6 +388,67 @@ def test_all_surrogates_have_the_policy_gradient() -> None:
         torch.testing.assert_close(gradient, found[0], rtol=1e-8, atol=1e-10)
 
 
+def meta_gradients(inner: Any, weight: float) -> tuple[Tensor, Tensor]:
+    """The expected meta-gradient of one trajectory of two steps before and after an inner step, and the true one."""
+    torch.manual_seed(0)
+    policy = Table().double()
+    outer = SamplingCorrection(weight, standardise=False) if weight else last_step
+    learner = Learner(policy, likelihood_ratio, SGD(LR), steps=1, inner_loss=inner, stream=True, outer=outer)
+    own = list(learner.parameters())
+    rewards = torch.tensor([[1.0, -0.5], [2.0, 0.3], [-1.0, 0.7]], dtype=torch.float64)
+    ways = [([0, 1 + first], [first, second]) for first, second in itertools.product((0, 1), repeat=2)]
+
+    def chances(logits: Tensor) -> list[Tensor]:
+        p = logits.t().softmax(-1)  # [state, action]
+        return [p[states, actions].prod() for states, actions in ways]
+
+    def lived(states: list[int], actions: list[int], logits: Tensor) -> Experience:
+        gained, seen = rewards[states, actions][None, None], torch.eye(3, dtype=torch.float64)[states][None, None]
+        outputs, taken = logits.t()[states][None, None], torch.tensor(actions)[None, None]
+        old = policy.log_prob(outputs, taken)
+        return Experience(seen, taken, discounted(gained, 1.0), old, outputs, old.isfinite(), gained.sum(-1))
+
+    start = own[0].detach()
+    truth, expected = torch.zeros((), dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
+    for (states, actions), chance in zip(ways, chances(own[0]), strict=True):
+        before = lived(states, actions, start)
+        support = Experience(*[part[:, None] for part in before])
+        (theta,) = adapted(learner, support).values()
+        after = [rewards[states, actions].sum() for states, actions in ways]
+        worth = torch.stack([c * r for c, r in zip(chances(theta[0]), after, strict=True)]).sum()
+        truth = truth - chance * worth
+        for (states, actions), later in zip(ways, chances(theta[0].detach()), strict=True):
+            loss = 2 * learner(Task(support, lived(states, actions, theta[0].detach()))).mean()  # a sum of two steps
+            expected += chance.detach() * later * flat(torch.autograd.grad(loss, own))
+    return expected, flat(torch.autograd.grad(truth, own))
+
+
+@pytest.mark.parametrize(("inner", "weight", "unbiased"), [(reinforce, 1.0, True), (reinforce, 0.0, False),
+                                                           (lvc, 0.0, False), (dice, 0.0, False)])  # fmt: skip
+def test_the_sampling_correction_makes_the_meta_gradient_unbiased(inner: Any, weight: float, unbiased: bool) -> None:
+    error = relative_error(*meta_gradients(inner, weight))
+    assert error < 1e-10 if unbiased else error > 0.05
+
+
+def test_the_credit_is_standardised_over_the_tasks() -> None:
+    learner = build(outer=SamplingCorrection(0.7))
+    experience = explorer_of(learner).explore(tasks_of(4))
+    worth = experience.query.returns.mean(-1)
+    credit = (worth - worth.mean()) / worth.std(correction=0)
+    corrected = learner(experience)
+    learner.outer = last_step
+    plain, policy = learner(experience), cast(Policy, learner.model)
+    torch.testing.assert_close(corrected, plain - 0.7 * credit)  # all ratios are 1
+    by_hand = plain.mean()
+    for task in range(4):
+        first = Experience(*[part[0] for part in run_of(experience, task)[0]])
+        chosen = policy.log_prob(policy(first.observations), first.actions)[first.mask]
+        by_hand = by_hand - 0.7 * credit[task] * chosen.mean() / 4
+    own = list(learner.parameters())
+    ours, theirs = (flat(torch.autograd.grad(loss, own)) for loss in (corrected.mean(), by_hand))
+    assert relative_error(ours, theirs) < 1e-7  # the deviation has 1e-8 more
+
+
 def test_clipping_stops_at_the_border() -> None:
     policy = GaussianPolicy(1, 1)
     outputs = torch.zeros(1, 1, 2)
@@ -398,7 +461,9 @@ def test_clipping_stops_at_the_border() -> None:
                 layer.bias.zero_()
     mask = torch.ones(1, 1, dtype=torch.bool)
     for advantage, old, value in ((1.0, -1.0, -1.2), (1.0, 1.0, -0.3679), (-1.0, -1.0, 2.7183), (-1.0, 1.0, 0.8)):
-        lived = Experience(torch.zeros(1, 1, 1), actions, torch.full((1, 1), advantage), there + old, outputs, mask)
+        lived = Experience(
+            torch.zeros(1, 1, 1), actions, torch.full((1, 1), advantage), there + old, outputs, mask, mask.sum(-1)
+        )
         assert Clipped(0.2)(policy, lived).item() == pytest.approx(value, abs=1e-4)
 
 
@@ -584,9 +649,9 @@ SMALL = ["--iterations", "2", "--meta-batch", "2", "--trajectories", "2", "--tes
          "--test-episodes", "2", "--pretrain-iterations", "1"]  # fmt: skip
 
 
-@pytest.mark.parametrize("outer", ["trpo", "ppo", "adam"])
+@pytest.mark.parametrize("outer", ["trpo", "ppo", "adam", "trpo --correction 1"])
 def test_navigation_on_the_command_line(outer: str, tmp_path: Path) -> None:
-    run = ["train", "navigation", *SMALL, "--outer", outer, "--out", str(tmp_path)]
+    run = ["train", "navigation", *SMALL, "--outer", *outer.split(), "--out", str(tmp_path)]
     main(run)
     main([*run, "--iterations", "3"])
     main(["evaluate", str(tmp_path)])
@@ -624,6 +689,8 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
         (["--outer", "ppo", "--surrogate", "lvc"], "--surrogate has no part in --outer ppo; leave it out"),
         (["--trajectories", "14"], "--stride 7 and --trajectories 14 have a common divisor"),
         (["--inner-stride", "5"], "--inner-stride 5 and --trajectories 20 have a common divisor"),
+        (["--correction", "-1"], "the weight of the correction must be above 0 and finite, but -1.0 came"),
+        (["--outer", "adam", "--algorithm", "bmg", "--correction", "1"], "bmg has its own outer objective; leave out"),
         (["--delta", "nan"], "delta must be above 0"),
         (["--algorithm", "anil"], "TRPO knows the curvature of what adapts, but model.log_std"),
         (["--algorithm", "meta_sgd"], "is trained and does not adapt; take Adam"),

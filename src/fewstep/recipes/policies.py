@@ -18,7 +18,7 @@ from fewstep.data.layouts import Split
 from fewstep.errors import InputError
 from fewstep.evaluate import Judged
 from fewstep.functional import Loss
-from fewstep.learner import Learner
+from fewstep.learner import Learner, last_step
 from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe
 from fewstep.rl import (
@@ -32,6 +32,7 @@ from fewstep.rl import (
     TrustRegion,
 )
 from fewstep.rl.environments import Environment, Told
+from fewstep.rl.sampling import SamplingCorrection
 from fewstep.rl.surrogates import INNER, Clipped, likelihood_ratio
 from fewstep.train import Step
 from fewstep.updates import SGD, Slowed
@@ -61,6 +62,8 @@ class PolicyRecipe(Recipe):
     """Of what is credited to an action later on (lambda of generalised advantages); below 1: less variance, a bias."""
     surrogate: Literal["reinforce", "lvc", "dice"] = "reinforce"
     """The inner loss; ppo has its own, which goes by how likely actions have become."""
+    correction: float = 0.0
+    """How much it counts what is learned from what the policy does before adaptation (E-MAML's is 1)."""
     outer: Literal["trpo", "ppo", "adam"] = "trpo"
     """How the meta-parameters move: the paper's TRPO; or Adam, in several epochs of a clipped loss, or in one step."""
     epochs: int = 5
@@ -145,6 +148,15 @@ class PolicyRecipe(Recipe):
     def learner_options(self) -> dict[str, Any]:
         inner = likelihood_ratio if self.outer == "ppo" else INNER[self.surrogate]
         return {"inner_loss": inner, "stream": True}
+
+    def learner(self, model: nn.Module | None = None) -> Learner:
+        learner = super().learner(model)
+        if self.correction:
+            if learner.outer is not last_step:
+                raise InputError(f"--algorithm {self.algorithm} has its own outer objective; leave out --correction")
+            learner.outer = SamplingCorrection(self.correction)
+            learner.engine = learner.engine  # what it does is another function now
+        return learner
 
     def check(self, learner: Learner, episodes: Episodes) -> None:
         self.step_of(learner, lambda tasks, lr: torch.zeros(()))

@@ -3,6 +3,7 @@
 from fewstep.rl.ascent import Ascent
 from fewstep.rl.explorer import EnvironmentEpisodes, Explorer
 from fewstep.rl.policies import CategoricalPolicy, GaussianPolicy, Policy
+from fewstep.rl.sampling import SamplingCorrection
 from fewstep.rl.trpo import TRPO, TrustRegion
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "Explorer",
     "GaussianPolicy",
     "Policy",
+    "SamplingCorrection",
     "TrustRegion",
 ]

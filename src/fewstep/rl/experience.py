@@ -34,6 +34,7 @@ class Experience(NamedTuple):
 
     observations, actions, log_probs, outputs, mask : as in `Trajectories`
     advantages : [K, M, H], how much better than expected an action turned out, standardised in each task
+    returns : [K, M], the undiscounted return of each trajectory
     """
 
     observations: Tensor
@@ -42,3 +43,4 @@ class Experience(NamedTuple):
     log_probs: Tensor
     outputs: Tensor
     mask: Tensor
+    returns: Tensor

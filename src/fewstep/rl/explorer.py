@@ -145,4 +145,5 @@ class Explorer:
             about.new_zeros(shape),
             about.new_zeros(*shape, outputs.shape[-1]),
             torch.zeros(shape, dtype=torch.bool, device=about.device),
+            about.new_zeros(shape[:-1]),
         )

@@ -62,7 +62,10 @@ def learned_from(lived: Trajectories, discount: float, decay: float) -> Experien
     values = linear_baseline(lived.observations, discounted(lived.rewards, discount), lived.mask)
     values = torch.where(lived.mask, values, 0.0)
     advantages = standardised(generalised_advantages(lived.rewards, values, discount, decay), lived.mask)
-    return Experience(lived.observations, lived.actions, advantages, lived.log_probs, lived.outputs, lived.mask)
+    returns = lived.rewards.sum(-1)
+    return Experience(
+        lived.observations, lived.actions, advantages, lived.log_probs, lived.outputs, lived.mask, returns
+    )
 
 
 def _as_long_as(part: Tensor, horizon: int) -> Tensor:

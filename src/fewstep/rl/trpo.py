@@ -220,8 +220,10 @@ def thinned(experience: Experience, stride: int) -> Experience:
     if stride == 1:
         return experience
     axis = experience.mask.dim() - 2  # of the trajectories
-    rows = [part.transpose(axis, axis + 1).flatten(axis, axis + 1) for part in experience]
-    return Experience(*[part[(slice(None),) * axis + (slice(None, None, stride),)].unsqueeze(axis) for part in rows])
+    *steps, returns = experience
+    rows = [part.transpose(axis, axis + 1).flatten(axis, axis + 1) for part in steps]
+    kept = [part[(slice(None),) * axis + (slice(None, None, stride),)].unsqueeze(axis) for part in rows]
+    return Experience._make([*kept, returns])
 
 
 def loss_and_divergence(learner: Learner, experience: Task) -> tuple[Tensor, Tensor]:
