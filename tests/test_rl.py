@@ -22,7 +22,7 @@ from fewstep.distributed import average_gradients, is_first, joined, ranks, shar
 from fewstep.evaluate import evaluate
 from fewstep.learner import last_step
 from fewstep.meta_step import MetaStep
-from fewstep.report import _training
+from fewstep.report import _by_step, _training
 from fewstep.rl import (
     TRPO,
     Ascent,
@@ -663,6 +663,18 @@ def test_navigation_on_the_command_line(outer: str, tmp_path: Path) -> None:
     assert {"pre-trained on all tasks, fine-tuned", "oracle, told the task"} < set(content["baselines"])
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 1, 2, 2, 3, 3]
+
+
+def test_a_report_has_the_authors_curves_where_the_protocol_is_theirs() -> None:
+    points = [{"step": step, "mean": -40.0 + step, "ci95": 1.0} for step in range(4)]
+    about = {"recipe": "navigation", "name": "return", "metric": "return", "episodes": 40, "iterations": 100, "seed": 0}
+    for horizon, expected in ((100, -11.68), (50, None)):
+        protocol = {"world": "2D navigation", "horizon": horizon}
+        figure = _by_step({**about, "by_step": points, "baselines": {}, "protocol": protocol})
+        drawn = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
+        theirs = drawn.get("authors' MAML")
+        assert (None if theirs is None else theirs[1]) == expected
+    assert list(drawn) == ["meta-learned"]
 
 
 def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

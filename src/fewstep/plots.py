@@ -32,6 +32,8 @@ class Line:
     x: Sequence[int]
     mean: Sequence[float]
     half: Sequence[float] = ()
+    others: bool = False
+    """Measured by others: drawn thin and dotted."""
 
 
 def png(figure: Figure) -> bytes:
@@ -95,7 +97,7 @@ def steps_figure(
     if error:
         _cut_divergence(axes, [lines for _, lines in panels])
     handles, labels = axes[0].get_legend_handles_labels()
-    columns = 1 if len(panels) == 1 else min(3, len(handles))
+    columns = min(3, len(handles)) if len(panels) > 1 else 1 + len(handles) // 7
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False,
                            fontsize=SMALL + 1, title=note, title_fontsize=SMALL)  # fmt: skip
     legend.get_title().set_multialignment("center")
@@ -145,10 +147,11 @@ def _one_wave(episodes: SinusoidEpisodes) -> tuple[tuple[torch.Tensor, torch.Ten
 def _draw_line(axis: Axes, line: Line, color: str, marker: str, strong: bool) -> None:
     mean, half = np.asarray(line.mean), np.asarray(line.half)
     if len(line.x) == 1:
-        axis.axhline(mean[0], color=color, linestyle="--", linewidth=1.8, label=line.name)
+        axis.axhline(mean[0], color=color, linestyle=":" if line.others else "--", linewidth=1.8, label=line.name)
         return
     width, size = (2.8, 6) if strong else (1.6, 5)
-    axis.plot(line.x, mean, color=color, marker=marker, markersize=size, linewidth=width, label=line.name)
+    dash = ":" if line.others else "-"
+    axis.plot(line.x, mean, dash, color=color, marker=marker, markersize=size, linewidth=width, label=line.name)
     if len(half):
         axis.fill_between(line.x, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
 

@@ -19,6 +19,7 @@ from fewstep.evaluate import METRICS
 from fewstep.plots import Line
 from fewstep.progress import narrate
 from fewstep.recipes import RECIPES
+from fewstep.recipes.published import published
 from fewstep.recipes.sinusoid import SinusoidRecipe
 from fewstep.run import Run
 from fewstep.tables import Json, label, lines, markdown, number, plural, protocols, words
@@ -106,7 +107,9 @@ def _by_step(evaluation: Json) -> Figure:
     panels = []
     for entry, each in zip(entries, each_words, strict=True):
         own = ", ".join(word for word in each if word not in shared)
-        panels.append((own or entry["name"], lines(entry)))
+        theirs = [Line(f"authors' {name}", range(len(returns)), returns, others=True)
+                  for name, returns in published(entry["protocol"]).items()]  # fmt: skip
+        panels.append((own or entry["name"], [*lines(entry), *theirs]))
     metric, count = evaluation["metric"], f"{evaluation['episodes']:,} test episodes, mean and 95 % interval"
     note = fill(", ".join([*shared, count]), max(80, 60 * len(panels)))
     title = f"{_heading(evaluation)}: {label(metric)} by inner steps"

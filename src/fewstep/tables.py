@@ -124,8 +124,8 @@ def lines(evaluation: Mapping[str, Any]) -> list[Line]:
     for name, entry in {"meta-learned": evaluation, **evaluation["baselines"]}.items():
         points, rate = entry["by_step"], entry.get("fine_tuning_lr")
         title = name if rate is None else f"{name} (rate {rate:g})"
-        values = ([scale * number(point[key]) for point in points] for key in ("mean", "ci95"))
-        found.append(Line(title, [point["step"] for point in points], *values))
+        mean, half = ([scale * number(point[key]) for point in points] for key in ("mean", "ci95"))
+        found.append(Line(title, [point["step"] for point in points], mean, half))
     return found
 
 
