@@ -38,7 +38,7 @@ ROWS = [
     ["commands", "plots"],
     ["tables"],
     ["judge", "classifier"],
-    ["predict", "export"],
+    ["predict", "export", "film"],
     ["report", "options"],
     ["cli"],
     ["__main__", "__init__"],

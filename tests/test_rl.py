@@ -673,7 +673,7 @@ def test_a_report_has_the_authors_curves_where_the_protocol_is_theirs() -> None:
         figure = _by_step({**about, "by_step": points, "baselines": {}, "protocol": protocol})
         drawn = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
         theirs = drawn.get("authors' MAML")
-        assert (None if theirs is None else theirs[1]) == expected
+        assert (None if theirs is None else np.asarray(theirs)[1]) == expected
     assert list(drawn) == ["meta-learned"]
 
 

@@ -27,10 +27,19 @@ from fewstep.data import DATASETS
 from fewstep.distributed import check_processes, is_first, joined, ranks
 from fewstep.errors import FewstepError, InputError
 from fewstep.export import export
+from fewstep.film import film_run
 from fewstep.footprint import keep_freed_memory
 from fewstep.judge import compare_runs, evaluate_all, evaluate_run
 from fewstep.launch import launch
-from fewstep.options import AdaptOptions, CompareOptions, EvaluateOptions, ExportOptions, PredictOptions, ReportOptions
+from fewstep.options import (
+    AdaptOptions,
+    CompareOptions,
+    EvaluateOptions,
+    ExportOptions,
+    PredictOptions,
+    ReportOptions,
+    WatchOptions,
+)
 from fewstep.predict import predict
 from fewstep.recipes import RECIPES, Recipe
 from fewstep.report import report_run
@@ -45,6 +54,7 @@ USAGE = """usage: fewstep train RECIPE [--field value ...] [--out RUN]   train, 
        fewstep export ADAPTED --out FILE.onnx                for other programs
        fewstep compare RUN RUN                               the difference of two runs on the same tasks
        fewstep report RUN                                    tables and plots
+       fewstep watch RUN                                     a policy before and after adaptation, as a video
        fewstep list recipes|algorithms|datasets              what there is
        fewstep bench [speed|memory|scaling|planner|methods|episodes|sampler|WORKLOAD] measure it, from a checkout
 Each command tells its options with --help; `fewstep train RECIPE --help` tells every setting of a recipe."""
@@ -182,6 +192,11 @@ def _report(arguments: list[str]) -> None:
         print(path)
 
 
+def _watch(arguments: list[str]) -> None:
+    options = _parsed(WatchOptions, "fewstep watch", arguments)
+    print(film_run(options.run, task=options.task, steps=options.steps, out=options.out, weights=options.weights))
+
+
 def _list(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise InputError("say what to list: fewstep list recipes, algorithms or datasets")
@@ -224,6 +239,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "predict": _predict,
     "export": _export,
     "report": _report,
+    "watch": _watch,
     "list": _list,
 }
 

@@ -98,3 +98,19 @@ class ReportOptions:
 
     run: tyro.conf.Positional[Path]
     """Folder of the run."""
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """Draw what a trained policy does in one test task before and after adaptation: a video of a body, or paths."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of the run."""
+    task: int = 0
+    """Number of the test task."""
+    steps: tuple[int, ...] = (0, 1)
+    """Inner steps after which to look."""
+    out: Path | None = None
+    """A .gif or .mp4 file (or .png of 2D navigation); None writes watch.gif, or watch.png, into the run."""
+    weights: Literal["best", "model"] = "best"
+    """The weights that were best in validation, or the last ones."""

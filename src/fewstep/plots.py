@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,6 +102,28 @@ def steps_figure(
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False,
                            fontsize=SMALL + 1, title=note, title_fontsize=SMALL)  # fmt: skip
     legend.get_title().set_multialignment("center")
+    return figure
+
+
+def paths_figure(title: str, panels: Sequence[tuple[str, Sequence[Any]]], goal: Sequence[float]) -> Figure:
+    """Paths [steps, 2] in the plane, a panel for each name, all on their way to one goal."""
+    figure = Figure(figsize=(max(5.0, 4.0 * len(panels)), 4.6), layout="constrained")
+    figure.suptitle(title, fontsize=LARGE)
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    places = np.concatenate([[[0, 0], goal], *(path for _, paths in panels for path in paths)])
+    low, high = places.min(0), places.max(0)
+    middle, reach = (low + high) / 2, 0.55 * (high - low).max()
+    for axis, (name, paths) in zip(axes, panels, strict=True):
+        for path in paths:
+            axis.plot(path[:, 0], path[:, 1], color=BLUE, linewidth=0.9, alpha=0.6)
+        axis.plot(0, 0, "o", color=BLACK, markersize=6, label="start")
+        axis.plot(*goal, "*", color=ORANGE, markersize=16, label="goal", zorder=5)
+        axis.set_title(name, fontsize=SMALL + 1)
+        axis.set_aspect("equal")
+        axis.set_xlabel("x")
+        axis.set(xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
+        _finish(axis, "y" if axis is axes[0] else "")
+    axes[0].legend(frameon=False, fontsize=SMALL)
     return figure
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from dataclasses import dataclass, fields
-from functools import partial
 from math import gcd
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from fewstep.baselines import Baseline
-from fewstep.data.episodes import Episodes, numbered_generator
+from fewstep.data.episodes import Episodes
 from fewstep.data.layouts import Split
 from fewstep.errors import InputError
 from fewstep.evaluate import Judged
@@ -21,23 +20,23 @@ from fewstep.functional import Loss
 from fewstep.learner import Learner, last_step
 from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe
+from fewstep.recipes.policy_baselines import policy_baselines
 from fewstep.rl import (
     TRPO,
     Ascent,
-    CategoricalPolicy,
     EnvironmentEpisodes,
     Explorer,
-    GaussianPolicy,
+    InContext,
     Policy,
+    RecurrentPolicy,
     TrustRegion,
+    policy_of,
 )
 from fewstep.rl.environments import Environment, Told
 from fewstep.rl.sampling import SamplingCorrection
 from fewstep.rl.surrogates import INNER, Clipped, likelihood_ratio
 from fewstep.train import Step
-from fewstep.updates import SGD, Slowed
-
-RATES = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+from fewstep.updates import Slowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +81,8 @@ class PolicyRecipe(Recipe):
     test_episodes: int = 40
     pretrain_iterations: int = 500
     """Iterations of the baselines that are trained on all tasks."""
+    recurrent_iterations: int = 0
+    """Iterations of RL^2, a recurrent policy that adapts by its memory, as one more baseline; 0 leaves it out."""
     plan: bool = False
     chunk: int | None = 5
     """Tasks at a time in learning; fewer stay in the cache."""
@@ -138,7 +139,7 @@ class PolicyRecipe(Recipe):
         return TrustRegion(delta=self.delta, damping=self.damping, stride=self.stride, inner_stride=self.inner_stride)
 
     def model(self) -> nn.Module:
-        return _policy(self.environment)
+        return policy_of(self.environment)
 
     @property
     def loss(self) -> Loss:
@@ -168,23 +169,26 @@ class PolicyRecipe(Recipe):
         )
 
     def step_of(self, learner: Learner, adam: Step) -> Step:
-        explorer = self._explorer(learner, self.environment, self.trajectories)
+        explorer = self.explorer(learner, self.environment, self.trajectories)
         if self.outer != "trpo":
             return Ascent(explorer, adam, self.epochs if self.outer == "ppo" else 1)
         return TRPO(explorer, self.region)
 
-    def _explorer(self, learner: Learner, world: Environment, trajectories: int) -> Explorer:
+    def explorer(self, learner: Learner, world: Environment, trajectories: int) -> Explorer:
+        """Gives a learner what it lives through in a world."""
         return Explorer(learner, world, trajectories=trajectories, discount=self.discount, decay=self.decay)
 
     def seen_by(self, learner: Learner) -> Judged:
         policy, world = learner.model, self.environment
         assert isinstance(policy, Policy)
+        if isinstance(policy, RecurrentPolicy):
+            return InContext(learner, world, self.test_trajectories)
         if policy.observations > world.observations:
             world = Told(world, policy.observations - world.observations)
         judged = copy.deepcopy(learner)
         judged.update = Slowed(judged.update, self.later_rate, after=max(1, learner.steps))
         judged.engine = judged.engine  # what it compiled has the old rule in it
-        return self._explorer(judged, world, self.test_trajectories)
+        return self.explorer(judged, world, self.test_trajectories)
 
     def protocols(self) -> list[Protocol]:
         about = {
@@ -199,31 +203,4 @@ class PolicyRecipe(Recipe):
                          steps=self.test_steps, seen_by=self.seen_by)]  # fmt: skip
 
     def baselines(self) -> list[Baseline]:
-        settings = {"iterations": self.pretrain_iterations, "seed": self.seed}
-        size = self.environment.sample_tasks(1, numbered_generator(0, 0)).numel()
-        told = Told(self.environment, size)
-
-        def oracle() -> nn.Module:
-            return self.seeded(lambda: _policy(told))
-
-        return [
-            Baseline("pre-trained on all tasks, fine-tuned", self.initial_model,
-                     partial(self._pretrain, self.environment), settings, self.test_steps, RATES),
-            Baseline("random start, fine-tuned", self.initial_model, lambda model: {}, {"seed": self.seed},
-                     self.test_steps, RATES),
-            Baseline("oracle, told the task", oracle, partial(self._pretrain, told), settings, 0),
-        ]  # fmt: skip
-
-    def _pretrain(self, world: Environment, model: nn.Module) -> dict[str, Any]:
-        """TRPO on all tasks together: the same without inner steps."""
-        learner = Learner(model, likelihood_ratio, SGD(self.inner_lr), steps=0, **self.learner_options)
-        step = TRPO(self._explorer(learner, world, self.trajectories), self.region)
-        episodes = self.episodes("train")
-        for number in range(self.pretrain_iterations):
-            step(episodes[number])
-        return {}
-
-
-def _policy(world: Environment) -> Policy:
-    """The paper's network for observations and actions like this world's."""
-    return (CategoricalPolicy if world.discrete else GaussianPolicy)(world.observations, world.actions)
+        return policy_baselines(self)

@@ -2,7 +2,8 @@
 
 from fewstep.rl.ascent import Ascent
 from fewstep.rl.explorer import EnvironmentEpisodes, Explorer
-from fewstep.rl.policies import CategoricalPolicy, GaussianPolicy, Policy
+from fewstep.rl.policies import CategoricalPolicy, GaussianPolicy, Policy, policy_of
+from fewstep.rl.recurrent import InContext, RecurrentPolicy
 from fewstep.rl.sampling import SamplingCorrection
 from fewstep.rl.trpo import TRPO, TrustRegion
 
@@ -13,7 +14,10 @@ __all__ = [
     "EnvironmentEpisodes",
     "Explorer",
     "GaussianPolicy",
+    "InContext",
     "Policy",
+    "RecurrentPolicy",
     "SamplingCorrection",
     "TrustRegion",
+    "policy_of",
 ]

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from fewstep.errors import InputError
+from fewstep.functional import Tensors
 from fewstep.models import mlp
+from fewstep.rl.environments.base import Environment
+
+# `outputs [K, M, p], state = act(observations [K, M, o], state)`; there is no state before the first step.
+Acting = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 class Policy(nn.Module):
     """`outputs [..., p] = policy(observations [..., o])` are the parameters of a distribution for each observation."""
 
     observations: int
+
+    def acting(self, theta: Tensors) -> Acting:
+        """The policy step by step, with parameters of their own for each task [K, ...], by name."""
+        batched = vmap(lambda own, seen: functional_call(self, own, (seen,)))
+        return lambda seen, state: (batched(theta, seen), None)
 
     @abstractmethod
     def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -125,3 +136,12 @@ class CategoricalPolicy(Policy):
     def fisher(self, outputs: Tensor, tangent: Tensor) -> Tensor:
         p = outputs.softmax(-1)
         return p * (tangent - (p * tangent).sum(-1, keepdim=True))
+
+
+def policy_of(world: Environment, inputs: int | None = None, hidden: Sequence[int] = (100, 100)) -> Policy:
+    """A policy for observations and actions like the world's, by default with the paper's network.
+
+    inputs : numbers that it sees, where these are not the world's observations
+    """
+    kind = CategoricalPolicy if world.discrete else GaussianPolicy
+    return kind(world.observations if inputs is None else inputs, world.actions, hidden)

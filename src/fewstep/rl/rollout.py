@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
 
 from fewstep.functional import Tensors
 from fewstep.rl.baseline import linear_baseline
@@ -37,14 +36,14 @@ def rollout(policy: Policy, theta: Tensors, environment: Environment, tasks: Ten
     theta : the policy's parameters by name, each with a task axis [K, ...]
     generators : one for each task, from which all of its chance comes: how the tasks are cut changes nothing
     """
-    act = vmap(lambda own, seen: functional_call(policy, own, (seen,)))
+    act, state = policy.acting(theta), None
     noise = torch.stack([policy.noise((environment.horizon, trajectories), own) for own in generators], 1)
     like = next(iter(theta.values()))
     seen = environment.reset(tasks, trajectories, generators).to(like)
     alive = torch.ones(seen.shape[:-1], dtype=torch.bool, device=seen.device)
     steps: list[tuple[Tensor, ...]] = []
     for chance in noise.to(seen):
-        outputs = act(theta, seen)
+        outputs, state = act(seen, state)
         actions = policy.act(outputs, chance)
         following, rewards, ended = environment.step(actions)
         log_probs = policy.log_prob(outputs, actions)

@@ -6,8 +6,22 @@ from fewstep.rl.environments.base import Environment
 from fewstep.rl.environments.half_cheetah import HalfCheetah
 from fewstep.rl.environments.humanoid import Humanoid
 from fewstep.rl.environments.navigation import Navigation
+from fewstep.rl.environments.runner import Runner
 from fewstep.rl.environments.tabular import TabularMDP
 from fewstep.rl.environments.told import Told
+from fewstep.rl.environments.trials import Trials
 from fewstep.rl.environments.walker import Walker
 
-__all__ = ["Ant", "Bandits", "Environment", "HalfCheetah", "Humanoid", "Navigation", "TabularMDP", "Told", "Walker"]
+__all__ = [
+    "Ant",
+    "Bandits",
+    "Environment",
+    "HalfCheetah",
+    "Humanoid",
+    "Navigation",
+    "Runner",
+    "TabularMDP",
+    "Told",
+    "Trials",
+    "Walker",
+]

@@ -25,6 +25,7 @@ INSTALL = "MuJoCo tasks need gymnasium >= 1.0 and mujoco >= 3.17: pip install 'f
 class Physics:
     """`count` simulations of one of Gymnasium's models.
 
+    model : MuJoCo's, as it is before `multiply`
     positions, velocities : of all simulations, live views [count, ...] in float64; written to, then `settle`
     centre, centre_velocity : of the mass of the whole body [count, 3], at the state after `step`
     contacts : forces and torques of contacts on each body [count, bodies, 6], in the last physics step
@@ -52,7 +53,7 @@ class Physics:
             mujoco.mj_setTotalmass(model, mass)
             mujoco.mj_setConst(model, mujoco.MjData(model))
         self.count, self.frame_skip, self.dt = count, frame_skip, model.opt.timestep * frame_skip
-        self._model = model
+        self.model = model
         self.rest, self._root = model.qpos0.copy(), model.body(root).id
         self._sensor = int(model.sensor("centre").adr[0])
         self._stage = mujoco.mjtStage.mjSTAGE_VEL
@@ -81,7 +82,7 @@ class Physics:
     def multiply(self, quantity: Quantity, factors: Any) -> None:
         """Each body's mass and inertia, or each geom's friction, is the model's times these [count, parts]."""
         for name in FIELDS[quantity]:
-            own, model = self._batch.expand(name), getattr(self._model, name)
+            own, model = self._batch.expand(name), getattr(self.model, name)
             parts = factors.shape[1]  # the world, the first of bodies, has no mass
             own[:, -parts:] = model[-parts:] * factors.reshape(*factors.shape, *[1] * (model.ndim - 1))
         self._batch.set_const()

@@ -1,0 +1,109 @@
+"""Watching a policy: paths in the plane, videos before and after adaptation, and what cannot be drawn."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from fewstep import film
+from fewstep.cli import main
+from fewstep.plots import paths_figure
+from tests.test_cli import fails
+from tests.test_rl import SMALL
+
+
+def trained(recipe: str, path: Path, *options: str) -> Path:
+    main(["train", recipe, *SMALL, *options, "--out", str(path)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a body that can be drawn on this machine."""
+    mujoco = pytest.importorskip("mujoco", reason="the extra rl is not installed")
+    pytest.importorskip("gymnasium", reason="the extra rl is not installed")
+    before = os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")
+    try:
+        mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8).close()
+    except Exception as error:  # each OpenGL library fails in its own way
+        pytest.skip(f"no OpenGL by {before}: {error}")
+    return trained("half-cheetah-direction", tmp_path_factory.mktemp("runner") / "run", "--horizon", "21")
+
+
+def test_paths_in_the_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    run = trained("navigation", tmp_path / "run")
+    drawn: list[Any] = []
+
+    def draw(*about: Any) -> Figure:
+        drawn.append(about)
+        return paths_figure(*about)
+
+    monkeypatch.setattr("fewstep.plots.paths_figure", draw)
+    main(["watch", str(run), "--task", "3", "--steps", "0", "2"])
+    assert capsys.readouterr().out.split()[-1] == str(run / "watch.png")
+    assert Image.open(run / "watch.png").size[0] > 500
+    (title, panels, goal), *_ = drawn
+    assert title == "2 of 2 trajectories in one task"
+    assert [name.split(":")[0] for name, _ in panels] == ["after 0 steps", "after 2 steps"]
+    for _, paths in panels:
+        assert [path.shape for path in paths] == [(5, 2)] * 2
+        assert all(not path[0].any() for path in paths), "they start at 0"
+    assert len(goal) == 2
+    assert max(map(abs, goal)) <= 0.5
+
+
+def test_a_video_before_and_after(runner: Path, tmp_path: Path) -> None:
+    main(["watch", str(runner)])
+    video: Any = Image.open(runner / "watch.gif")
+    assert video.size == (2 * film.SIZE[0], film.SIZE[1])
+    assert video.n_frames == 6, "22 states of 10 ms, each fourth"
+    assert video.info["duration"] == 40
+    first = torch.tensor(list(video.convert("L").getdata()))
+    video.seek(5)
+    last = torch.tensor(list(video.convert("L").getdata()))
+    assert (first - last).abs().max() > 20, "it moves"
+    main(["watch", str(runner), "--steps", "3", "--out", str(tmp_path / "new" / "after.gif")])
+    assert Image.open(tmp_path / "new" / "after.gif").size == film.SIZE
+
+
+def test_mp4_goes_through_ffmpeg(runner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    out = tmp_path / "a.mp4"
+    assert "(.mp4 needs ffmpeg), not into" in fails(capsys, "watch", str(runner), "--out", str(out))
+    fake = tmp_path / "ffmpeg"
+    fake.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[-1], 'wb').write(sys.stdin.buffer.read())\n")
+    fake.chmod(0o755)
+    main(["watch", str(runner), "--out", str(out)])
+    assert out.stat().st_size == 6 * film.SIZE[1] * 2 * film.SIZE[0] * 3
+    fake.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no such codec')\n")
+    assert "ffmpeg failed: no such codec" in fails(capsys, "watch", str(runner), "--out", str(out))
+
+
+def test_a_machine_that_cannot_draw(runner: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    import mujoco
+
+    def refuse(*about: Any) -> Any:
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr(mujoco, "Renderer", refuse)
+    assert "cannot draw here (no display); without a screen it needs libEGL" in fails(capsys, "watch", str(runner))
+
+
+def test_what_cannot_be_watched(tmp_path: Path, capsys: Any) -> None:
+    bandits = trained("bandits", tmp_path / "bandits")
+    assert "bandits with 5 arms has nothing to look at" in fails(capsys, "watch", str(bandits))
+    main(["train", "sinusoid", "--no-plan", "--iterations", "1", "--check-every", "1", "--validation-episodes", "1",
+          "--out", str(tmp_path / "sinusoid")])  # fmt: skip
+    assert "is a run of sinusoid, which has no policy to watch" in fails(capsys, "watch", str(tmp_path / "sinusoid"))
+    assert "is the folder of a run" in fails(capsys, "watch", str(tmp_path / "nothing"))
+    run = trained("navigation", tmp_path / "navigation")
+    assert "at least 0, but 0 and [-1] came" in fails(capsys, "watch", str(run), "--steps", "-1")
+    wrong = fails(capsys, "watch", str(run), "--out", str(tmp_path / "a.gif"))
+    assert "2D navigation is drawn into .png" in wrong
