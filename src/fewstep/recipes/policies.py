@@ -133,6 +133,10 @@ class PolicyRecipe(Recipe):
     def environment(self) -> Environment:
         """The environment in which it is trained."""
 
+    def environment_of(self, split: Split) -> Environment:
+        """The environment whose tasks are those of a split."""
+        return self.environment
+
     @property
     def region(self) -> TrustRegion:
         """How far a meta-update goes."""
@@ -165,7 +169,7 @@ class PolicyRecipe(Recipe):
     def episodes(self, split: Split) -> EnvironmentEpisodes:
         tasks = self.meta_batch if split == "train" else 20
         return EnvironmentEpisodes(
-            tasks=tasks, seed=self.seed_of(split), device=self.device, environment=self.environment
+            tasks=tasks, seed=self.seed_of(split), device=self.device, environment=self.environment_of(split)
         )
 
     def step_of(self, learner: Learner, adam: Step) -> Step:

@@ -6,7 +6,7 @@ from fewstep.recipes.base import Recipe
 from fewstep.recipes.characters import GlyphsRecipe, OmniglotRecipe
 from fewstep.recipes.pictures import ImageFolderRecipe, MiniImageNetRecipe
 from fewstep.recipes.sinusoid import SinusoidRecipe
-from fewstep.recipes.worlds import BanditRecipe, NavigationRecipe, RunnerRecipe, TabularRecipe
+from fewstep.recipes.worlds import BanditRecipe, MetaWorldRecipe, NavigationRecipe, RunnerRecipe, TabularRecipe
 
 
 # As MAML++'s own configurations; their inner rates are of the mean cross-entropy, ours of N times it.
@@ -56,5 +56,6 @@ RECIPES: dict[str, Recipe] = {
     "walker-direction": RunnerRecipe(body="walker", task="direction", flavour="gymnasium"),
     "walker-mass": RunnerRecipe(body="walker", task="mass", flavour="gymnasium"),
     "walker-friction": RunnerRecipe(body="walker", task="friction", flavour="gymnasium"),
+    "meta-world": MetaWorldRecipe(),
     "humanoid-direction": RunnerRecipe(body="humanoid", task="direction", flavour="gymnasium"),
 }

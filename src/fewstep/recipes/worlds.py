@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from importlib.util import find_spec
+from typing import Any, Literal
 
+from fewstep.data.layouts import Split
+from fewstep.errors import InputError
 from fewstep.recipes.policies import PolicyRecipe
 from fewstep.rl.environments import Ant, Bandits, Environment, HalfCheetah, Humanoid, Navigation, TabularMDP, Walker
 
+INSTALL = "this world needs Gymnasium: pip install 'fewstep[rl]', or 'fewstep[metaworld]' for Meta-World"
 BODIES: dict[str, Callable[..., Environment]] = {
     "half-cheetah": HalfCheetah, "ant": Ant, "walker": Walker, "humanoid": Humanoid,
 }  # fmt: skip
@@ -98,3 +103,38 @@ class TabularRecipe(SmallRecipe):
     @property
     def environment(self) -> Environment:
         return TabularMDP(self.states, self.actions, self.horizon)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaWorldRecipe(PolicyRecipe):
+    """Meta-World's ML1, ML10 and ML45 (Yu et al. 2019), stepped one by one: slow. Validation is on training tasks."""
+
+    benchmark: Literal["ML1", "ML10", "ML45"] = "ML1"
+    """Goals of one class of tasks, or other classes at test than in training."""
+    name: str = "reach-v3"
+    """The class of ML1."""
+    meta_batch: int = 20
+    trajectories: int = 10
+    test_trajectories: int = 10
+    horizon: int = 500
+
+    @property
+    def world(self) -> str:
+        return f"Meta-World {self.benchmark}{f' {self.name}' if self.benchmark == 'ML1' else ''}"
+
+    @property
+    def environment(self) -> Environment:
+        return self.environment_of("train")
+
+    def environment_of(self, split: Split) -> Environment:
+        return _meta_world(self.benchmark, self.name, "test" if split == "test" else "train", self.horizon)
+
+
+@cache  # to make the tasks takes seconds
+def _meta_world(benchmark: Any, name: str, split: Any, horizon: int) -> Environment:
+    if find_spec("gymnasium") is None:
+        raise InputError(INSTALL)
+    from fewstep.rl.environments.meta_world import MetaWorld
+    from fewstep.rl.environments.vectorised import Vectorised
+
+    return Vectorised(lambda: MetaWorld(benchmark, name, split), horizon)
