@@ -47,6 +47,12 @@ def benchmark(train: dict[str, Any], test: dict[str, Any]) -> Any:
                            test_tasks=tasks(test, 100))  # fmt: skip
 
 
+def caches() -> list[Any]:
+    from fewstep.rl.environments import meta_world
+
+    return [worlds._meta_world, meta_world._made]
+
+
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def one(name: str, seed: int) -> Any:
@@ -58,9 +64,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ML1=one, ML10=lambda seed: benchmark({"a": Arm, "b": Arm}, {"c": type("Other", (Arm,), {})})
     )
     monkeypatch.setitem(sys.modules, "metaworld", package)
-    worlds._meta_world.cache_clear()
+    for cached in caches():
+        cached.cache_clear()
     yield
-    worlds._meta_world.cache_clear()
+    for cached in caches():
+        cached.cache_clear()
 
 
 def test_tasks_are_numbers_over_all_classes(stand_in: None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
@@ -29,14 +30,7 @@ class MetaWorld(gymnasium.Env[Any, Any]):
 
     def __init__(self, benchmark: Benchmark = "ML1", name: str = "reach-v3",
                  split: Literal["train", "test"] = "train") -> None:  # fmt: skip
-        try:
-            package = import_module("metaworld")
-        except ImportError as error:
-            raise InputError(INSTALL) from error
-        try:
-            made = package.ML1(name, seed=0) if benchmark == "ML1" else getattr(package, benchmark)(seed=0)
-        except (AttributeError, KeyError, ValueError) as error:
-            raise InputError(f"Meta-World has no {benchmark} {name}: {error}") from error
+        made = _made(benchmark, name)
         self._classes = {**made.train_classes, **made.test_classes}
         self._tasks = [*made.train_tasks, *made.test_tasks]
         trained = len(made.train_tasks)
@@ -67,3 +61,15 @@ class MetaWorld(gymnasium.Env[Any, Any]):
     def close(self) -> None:
         for arm in self._arms.values():
             arm.close()
+
+
+@cache  # to draw the tasks takes seconds, and all environments share them
+def _made(benchmark: Benchmark, name: str) -> Any:
+    try:
+        package = import_module("metaworld")
+    except ImportError as error:
+        raise InputError(INSTALL) from error
+    try:
+        return package.ML1(name, seed=0) if benchmark == "ML1" else getattr(package, benchmark)(seed=0)
+    except (AttributeError, KeyError, ValueError) as error:
+        raise InputError(f"Meta-World has no {benchmark} {name}: {error}") from error
