@@ -25,7 +25,7 @@ PATHS = {"root", "data", "split_file"}
 # Fields that may change when a run is taken up again.
 FREE_FIELDS = {
     "iterations", "device", "log_every", "test_episodes", "pretrain_iterations", "recurrent_iterations", "ablations",
-    "root", "plan_seconds", "memory_limit", "keep",
+    "root", "plan_seconds", "memory_limit", "keep", "skip_failures",
 }  # fmt: skip
 
 

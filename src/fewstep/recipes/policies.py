@@ -55,6 +55,8 @@ class PolicyRecipe(Recipe):
     """The same in evaluation."""
     horizon: int = 200
     """Steps of a trajectory at most."""
+    skip_failures: bool = False
+    """Training goes on without tasks in which the environment raises or gives NaN; else they stop it."""
     discount: float = 0.99
     """Of later rewards (gamma)."""
     decay: float = 1.0
@@ -180,7 +182,8 @@ class PolicyRecipe(Recipe):
 
     def explorer(self, learner: Learner, world: Environment, trajectories: int) -> Explorer:
         """Gives a learner what it lives through in a world."""
-        return Explorer(learner, world, trajectories=trajectories, discount=self.discount, decay=self.decay)
+        return Explorer(learner, world, trajectories=trajectories, discount=self.discount, decay=self.decay,
+                        skip_failures=self.skip_failures)  # fmt: skip
 
     def seen_by(self, learner: Learner) -> Judged:
         policy, world = learner.model, self.environment

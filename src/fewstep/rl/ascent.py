@@ -37,7 +37,7 @@ class Ascent:
         return {"environment_steps_per_s": round(self.explorer.rate)}
 
     def __call__(self, tasks: Task, lr: float) -> Tensor:
-        walk = list(self.explorer.walk(tasks))
+        tasks, walk = self.explorer.lived(tasks)
         experience = self.explorer.task_of(walk)
         for _ in range(self.epochs):
             self.adam(experience, lr)

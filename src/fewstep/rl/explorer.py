@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.data.episodes import Episodes, numbered_generator
 from fewstep.errors import FewstepError, InputError
 from fewstep.functional import Place, Tensors
 from fewstep.learner import Learner, Point
+from fewstep.progress import narrate
 from fewstep.rl.environments import Environment
 from fewstep.rl.experience import Experience, Trajectories
 from fewstep.rl.policies import Policy
@@ -38,6 +39,27 @@ class EnvironmentEpisodes(Episodes):
         return Task(support=batch, query=batch)
 
 
+class ExploringError(InputError):
+    """The environment failed. failed : the places of such tasks in the batch"""
+
+    def __init__(self, failed: Sequence[int], goals: Tensor, seeds: Tensor, step: int, reason: str) -> None:
+        first = ", ".join(f"task {goals[place].tolist()} with seed {int(seeds[place])}" for place in failed[:3])
+        what = f"{len(failed)} of {len(goals)} tasks of the environment failed after {step} inner steps ({reason})"
+        super().__init__(f"{what}: {first}; mend it, end such trajectories, or leave such tasks out (--skip-failures)")
+        self.failed = list(failed)
+
+
+def _failing(live: Callable[[slice], Any], count: int) -> list[int]:
+    """The tasks that fail alone, too; all, where none does."""
+    found = []
+    for task in range(count):
+        try:
+            live(slice(task, task + 1))
+        except Exception:
+            found.append(task)
+    return found or [*range(count)]
+
+
 class Explorer:
     """Gives a learner the experience that it adapts to and is judged by.
 
@@ -45,16 +67,18 @@ class Explorer:
         the policy lived through with the parameters of that moment
     trajectories : of each task, before each step and after the last
     discount, decay : gamma and lambda of the advantages
+    skip_failures : `lived` leaves tasks out in which the environment raises or gives NaN; else they are an error
     """
 
     def __init__(self, learner: Learner, environment: Environment, *, trajectories: int = 20, discount: float = 0.99,
-                 decay: float = 1.0) -> None:  # fmt: skip
+                 decay: float = 1.0, skip_failures: bool = False) -> None:  # fmt: skip
         if not isinstance(learner.model, Policy):
             raise InputError(f"the learner's model must be a policy, but a {type(learner.model).__name__} came")
         if not learner.stream:
             raise InputError("each inner step has experience of its own: build the learner with stream=True")
         self.learner, self.policy, self.environment = learner, learner.model, environment
         self.trajectories, self.discount, self.decay = trajectories, discount, decay
+        self.skip_failures = skip_failures
         self._steps, self._seconds = 0, 0.0
 
     @property
@@ -71,6 +95,18 @@ class Explorer:
         *support, query = [self.learned_from(lived) for lived in walk]
         stream = support or [query]  # without inner steps nothing of it is used
         return Task(Experience(*[torch.stack(part, 1) for part in zip(*stream, strict=True)]), query)
+
+    def lived(self, tasks: Task) -> tuple[Task, list[Trajectories]]:
+        """What was lived through at the start and after each inner step, and the tasks: all that did not fail."""
+        while True:
+            try:
+                return tasks, list(self.walk(tasks))
+            except ExploringError as error:
+                if not self.skip_failures or len(error.failed) == tasks.size:
+                    raise
+                narrate(f"left out: {error}")
+                others = [task for task in range(tasks.size) if task not in error.failed]
+                tasks = tasks.select(torch.tensor(others))
 
     @torch.no_grad()
     def walk(self, tasks: Task, steps: int | None = None) -> Iterator[Trajectories]:
@@ -107,29 +143,27 @@ class Explorer:
         own = {**shared, **{name.removeprefix("model."): value for name, value in {**here, **theta}.items()}}
         own = {name: own[name] for name in shared}
         stacked = {n: v if v.dim() > shared[n].dim() else v.expand(len(goals), *v.shape) for n, v in own.items()}
-        generators = [numbered_generator(int(seed), step) for seed in seeds]
+
+        def live(chosen: slice) -> Trajectories:
+            generators = [numbered_generator(int(seed), step) for seed in seeds[chosen]]
+            own = {name: value[chosen] for name, value in stacked.items()}
+            return rollout(self.policy, own, self.environment, goals[chosen], self.trajectories, generators)
+
         started = time.perf_counter()
         try:
-            lived = rollout(self.policy, stacked, self.environment, goals, self.trajectories, generators)
+            lived = live(slice(None))
         except FewstepError:
             raise
         except Exception as error:  # an environment fails in any way
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"exploring failed after {step} inner steps ({type(error).__name__}: {reason}) in an environment of "
-                f"{len(goals)} tasks {goals.flatten(1).tolist()[:3]}..., seeds {seeds.tolist()[:3]}...; mend the "
-                "environment, or leave such tasks out"
-            ) from error
+            reason = f"{type(error).__name__}: {str(error).strip() or 'without a word'}".splitlines()[0]
+            raise ExploringError(_failing(live, len(goals)), goals, seeds, step, reason) from error
         self._seconds += time.perf_counter() - started
         self._steps += lived.mask.numel()
         for name, part in (("observations", lived.observations), ("rewards", lived.rewards)):
             wrong = ~part.isfinite().reshape(len(goals), -1).all(1)
             if wrong.any():
-                task = int(wrong.nonzero()[0, 0])
-                raise InputError(
-                    f"the environment's {name} hold NaN or infinity in task {goals[task].tolist()}, seed "
-                    f"{int(seeds[task])}, after {step} inner steps; mend the environment, or end such trajectories"
-                )
+                failed = wrong.nonzero()[:, 0].tolist()
+                raise ExploringError(failed, goals, seeds, step, f"its {name} hold NaN or infinity")
         return lived
 
     def _empty(self, tasks: int, steps: int) -> Experience:

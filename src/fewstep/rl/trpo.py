@@ -86,7 +86,7 @@ class TRPO:
 
     def __call__(self, tasks: Task, lr: float = 0.0) -> Tensor:
         learner, region = self.explorer.learner, self.region
-        walk = list(self.explorer.walk(tasks))
+        tasks, walk = self.explorer.lived(tasks)
         experience = self.explorer.task_of(walk)
         with learner.checked(experience):
             theta = adapted(learner, experience.support)
