@@ -72,7 +72,7 @@ class PolicyRecipe(Recipe):
     delta: float = 0.01
     """The most that a meta-update of trpo may change the adapted policies (KL divergence)."""
     conjugate_steps: int = 10
-    """Steps of conjugate gradient for the direction of trpo; fewer are nearer to the plain gradient, and fit less noise."""
+    """Of conjugate gradient, for the direction of trpo; fewer are nearer to the plain gradient, and fit less noise."""
     damping: float = 1e-2
     """Added to the curvature of that."""
     stride: int = 11
