@@ -82,7 +82,7 @@ def test_a_video_before_and_after(runner: Path, tmp_path: Path) -> None:
 def test_mp4_goes_through_ffmpeg(runner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     out = tmp_path / "a.mp4"
-    assert "(.mp4 needs ffmpeg), not into" in fails(capsys, "watch", str(runner), "--out", str(out))
+    assert "a.mp4 needs ffmpeg, which is not installed" in fails(capsys, "watch", str(runner), "--out", str(out))
     fake = tmp_path / "ffmpeg"
     fake.write_text(f"#!{sys.executable}\nimport sys\nopen(sys.argv[-1], 'wb').write(sys.stdin.buffer.read())\n")
     fake.chmod(0o755)
@@ -112,5 +112,5 @@ def test_what_cannot_be_watched(tmp_path: Path, capsys: Any) -> None:
     assert "is a run of sinusoid, which has no policy to watch" in fails(capsys, "watch", str(tmp_path / "sinusoid"))
     assert "the folder of a run (fewstep train" in fails(capsys, "watch", str(tmp_path / "nothing"))
     assert "at least 0, but 0 and [-1] came" in fails(capsys, "watch", str(run), "--steps", "-1")
-    wrong = fails(capsys, "watch", str(run), "--out", str(tmp_path / "a.gif"))
-    assert "2D navigation is drawn into .png" in wrong
+    wrong = fails(capsys, "watch", str(run), "--out", str(tmp_path / "a.mp4"))
+    assert "2D navigation is drawn into .png, not into" in wrong

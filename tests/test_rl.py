@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +18,9 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torch.func import functional_call
 
-from fewstep import InputError, Learner, Task
+from fewstep import DivergenceError, InputError, Learner, Task
 from fewstep.cli import main
+from fewstep.data.episodes import Episodes
 from fewstep.distributed import average_gradients, is_first, joined, ranks, share
 from fewstep.evaluate import evaluate
 from fewstep.learner import last_step
@@ -301,7 +304,10 @@ def test_a_thinned_curvature_is_near_the_whole_one() -> None:
     v = [torch.ones_like(value) for value in learner.parameters()]
     whole = flat(curvature_of(learner, experience)(v))
     for strides in ({"stride": 7}, {"inner_stride": 7}, {"stride": 7, "inner_stride": 7}):
-        assert 0 < relative_error(flat(curvature_of(learner, experience, **strides)(v)), whole) < 0.3
+        curvature = curvature_of(learner, experience, **strides)
+        assert 0 < relative_error(flat(curvature(v)), whole) < 0.3
+        assert (curvature.query is experience.query) == ("stride" not in strides)
+        assert (curvature.support is experience.support) == ("inner_stride" not in strides)
     rows = thinned(experience.query, 7)
     assert rows.mask.shape == (2, 1, -(-40 * 30 // 7))
     seen = experience.query.observations  # [tasks, trajectories, steps, 2]; entry 7 is trajectory 7 at the first step
@@ -388,8 +394,8 @@ def test_all_surrogates_have_the_policy_gradient() -> None:
         torch.testing.assert_close(gradient, found[0], rtol=1e-8, atol=1e-10)
 
 
-def meta_gradients(inner: Any, weight: float) -> tuple[Tensor, Tensor]:
-    """The expected meta-gradient of one trajectory of two steps before and after an inner step, and the true one."""
+def meta_gradients(inner: Any, weight: float, trajectories: int) -> tuple[Tensor, Tensor]:
+    """The expected meta-gradient of trajectories of two steps before and one after an inner step, and the true one."""
     torch.manual_seed(0)
     policy = Table().double()
     outer = SamplingCorrection(weight, standardise=False) if weight else last_step
@@ -402,32 +408,39 @@ def meta_gradients(inner: Any, weight: float) -> tuple[Tensor, Tensor]:
         p = logits.t().softmax(-1)  # [state, action]
         return [p[states, actions].prod() for states, actions in ways]
 
-    def lived(states: list[int], actions: list[int], logits: Tensor) -> Experience:
-        gained, seen = rewards[states, actions][None, None], torch.eye(3, dtype=torch.float64)[states][None, None]
-        outputs, taken = logits.t()[states][None, None], torch.tensor(actions)[None, None]
+    def lived(chosen: Sequence[int], logits: Tensor) -> Experience:
+        states, actions = (torch.tensor([ways[way][part] for way in chosen])[None] for part in (0, 1))
+        gained, seen = rewards[states, actions], torch.eye(3, dtype=torch.float64)[states]
+        outputs, taken = logits.t()[states], actions
         old = policy.log_prob(outputs, taken)
         return Experience(seen, taken, discounted(gained, 1.0), old, outputs, old.isfinite(), gained.sum(-1))
 
     start = own[0].detach()
     truth, expected = torch.zeros((), dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
-    for (states, actions), chance in zip(ways, chances(own[0]), strict=True):
-        before = lived(states, actions, start)
+    for chosen in itertools.product(range(4), repeat=trajectories):
+        chance = torch.stack([chances(own[0])[way] for way in chosen]).prod()
+        before = lived(chosen, start)
         support = Experience(*[part[:, None] for part in before])
         (theta,) = adapted(learner, support).values()
         after = [rewards[states, actions].sum() for states, actions in ways]
         worth = torch.stack([c * r for c, r in zip(chances(theta[0]), after, strict=True)]).sum()
         truth = truth - chance * worth
-        for (states, actions), later in zip(ways, chances(theta[0].detach()), strict=True):
-            loss = 2 * learner(Task(support, lived(states, actions, theta[0].detach()))).mean()  # a sum of two steps
+        for way, later in enumerate(chances(theta[0].detach())):
+            loss = 2 * learner(Task(support, lived([way], theta[0].detach()))).mean()  # a sum of two steps
             expected += chance.detach() * later * flat(torch.autograd.grad(loss, own))
     return expected, flat(torch.autograd.grad(truth, own))
 
 
-@pytest.mark.parametrize(("inner", "weight", "unbiased"), [(reinforce, 1.0, True), (reinforce, 0.0, False),
-                                                           (lvc, 0.0, False), (dice, 0.0, False)])  # fmt: skip
-def test_the_sampling_correction_makes_the_meta_gradient_unbiased(inner: Any, weight: float, unbiased: bool) -> None:
-    error = relative_error(*meta_gradients(inner, weight))
-    assert error < 1e-10 if unbiased else error > 0.05
+@pytest.mark.parametrize(
+    ("inner", "weight", "trajectories", "unbiased"),
+    [(reinforce, 1.0, 1, True), (reinforce, 2.0, 2, True), (reinforce, 1.0, 2, False), (reinforce, 0.0, 1, False),
+     (lvc, 0.0, 1, False), (dice, 0.0, 1, False)],
+)  # fmt: skip
+def test_the_sampling_correction_makes_the_meta_gradient_unbiased(
+    inner: Any, weight: float, trajectories: int, unbiased: bool
+) -> None:
+    error = relative_error(*meta_gradients(inner, weight, trajectories))
+    assert error < 1e-10 if unbiased else error > 0.01
 
 
 def test_the_credit_is_standardised_over_the_tasks() -> None:
@@ -502,21 +515,24 @@ def test_a_step_that_does_not_help_moves_nothing(monkeypatch: pytest.MonkeyPatch
     assert all(torch.equal(*pair) for pair in zip(before, learner.parameters(), strict=True))
 
 
+KINDS = ("trpo", "corrected trpo", "ppo")
+
+
 def steps_together(folder: str) -> None:
     """Two steps of each outer rule on this rank's share; the first rank writes down where they led."""
     with joined():
-        found = [go_on_together(kind) for kind in ("trpo", "ppo")]
+        found = [go_on_together(kind) for kind in KINDS]
         if is_first():
             torch.save(found, Path(folder) / "found.pt")
 
 
 def go_on_together(kind: str) -> tuple[Tensor, Tensor]:
     """The losses of two steps, and the weights after them."""
-    learner = build()
+    learner = build(outer=SamplingCorrection() if kind == "corrected trpo" else last_step)
     explorer, average = explorer_of(learner), partial(shared_average, learner)
     adam = MetaStep(learner, torch.optim.Adam(learner.parameters()), average=average if ranks() > 1 else None)
     step: Any = (
-        TRPO(explorer, TrustRegion(delta=0.05, damping=0.1)) if kind == "trpo" else Ascent(explorer, adam, epochs=2)
+        TRPO(explorer, TrustRegion(delta=0.05, damping=0.1)) if "trpo" in kind else Ascent(explorer, adam, epochs=2)
     )
     losses = torch.stack([step(share(tasks_of(5)), 0.01) for _ in range(2)])
     assert kind == "ppo" or step.accepted
@@ -529,7 +545,7 @@ def shared_average(learner: Learner, loss: Tensor, count: int) -> Tensor:
 
 def test_several_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     assert on_ranks(2, steps_together, tmp_path) == 0
-    for kind, found in zip(("trpo", "ppo"), torch.load(tmp_path / "found.pt"), strict=True):
+    for kind, found in zip(KINDS, torch.load(tmp_path / "found.pt"), strict=True):
         for theirs, ours in zip(found, go_on_together(kind), strict=True):
             torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-9)
 
@@ -587,7 +603,7 @@ def test_an_environment_that_fails_is_named_with_its_task_and_seed(raises: bool)
 
 @pytest.mark.parametrize("raises", [True, False], ids=["raises", "NaN"])
 def test_training_goes_on_without_tasks_that_fail(raises: bool, capsys: Any) -> None:
-    tasks, weights = tasks_of(5), []
+    tasks, weights = tasks_of(8), []
     fine = tasks.select(tasks.support[0][:, 0] <= 0)
     for world, given in ((Broken(raises), tasks), (Navigation(6), fine)):
         learner = build()
@@ -595,8 +611,40 @@ def test_training_goes_on_without_tasks_that_fail(raises: bool, capsys: Any) -> 
         weights.append(flat(learner.parameters()))
     assert torch.equal(*weights), "the others, alone, give the same step"
     assert "left out: " in capsys.readouterr().err
-    with pytest.raises(InputError, match="5 of 5 tasks of the environment failed"):
+    explorer = Explorer(build(), Broken(raises), trajectories=4, skip_failures=True)
+    result = evaluate(explorer, OfTasks(tasks=8, batch=tasks), metric="return", steps=1, count=8)
+    assert result.episodes == fine.size, "judging goes on, too, and says how many tasks count"
+    assert explorer.about["tasks_left_out"] == 8 - fine.size
+    with pytest.raises(InputError, match="8 of 8 tasks of the environment failed"):
         TRPO(Explorer(build(), Broken(raises, left=True), trajectories=4, skip_failures=True))(tasks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfTasks(Episodes):
+    """The same batch again and again."""
+
+    batch: Task
+
+    def draw(self, generator: torch.Generator) -> Task:
+        return self.batch
+
+
+def test_what_fails_only_together_blames_no_task() -> None:
+    class Full(Navigation):
+        def reset(self, tasks: Tensor, *about: Any) -> Tensor:
+            if len(tasks) > 1:
+                raise MemoryError("no room")
+            return super().reset(tasks, *about)
+
+    with pytest.raises(InputError, match=r"with all 3 tasks together and with none alone \(MemoryError: no room\)"):
+        TRPO(Explorer(build(), Full(6), trajectories=4, skip_failures=True))(tasks_of())
+
+
+def test_a_step_that_explodes_is_not_the_environments_fault() -> None:
+    learner = build()
+    learner.update = SGD(float("1e308"))
+    with pytest.raises(DivergenceError, match="outputs are not finite after 1 inner steps; lower"):
+        TRPO(explorer_of(learner, skip_failures=True))(tasks_of())
 
 
 def test_nan_after_the_end_does_not_count() -> None:
@@ -712,7 +760,9 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
     ("options", "message"),
     [
         (["--plan"], "engines are not planned for policies yet"),
-        (["--surrogate", "dice"], "the surrogate dice needs whole trajectories: --inner-stride 1"),
+        (["--surrogate", "dice"], "the surrogate dice needs whole trajectories: inner_stride=1 (--inner-stride 1)"),
+        (["--correction", "1", "--meta-batch", "1"], "--correction compares tasks with each other: --meta-batch must"),
+        (["--recurrent-iterations", "-1"], "--recurrent-iterations must be at least 0, but -1 came"),
         (["--horizon", "0"], "--horizon must be at least 1, but 0 came"),
         (["--discount", "1.5"], "--discount must be from 0 to 1, but 1.5 came"),
         (["--decay", "-0.1"], "--decay must be from 0 to 1, but -0.1 came"),

@@ -97,7 +97,7 @@ def test_on_the_command_line(stand_in: None, tmp_path: Path, capsys: Any) -> Non
     assert content["by_step"][0]["mean"] > 5 * 90, "test tasks are paid by 100 and more"
     with pytest.raises(SystemExit):
         main(["train", "meta-world", "--name", "reach-v9", "--out", str(tmp_path / "other")])
-    assert "Meta-World has no ML1 reach-v9" in capsys.readouterr().err
+    assert "Meta-World has no ML1 of reach-v9" in capsys.readouterr().err
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

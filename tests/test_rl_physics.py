@@ -213,7 +213,8 @@ def centre_of(own: Any) -> Any:
     return fresh.subtree_com[own.model.body("torso").id][:2]
 
 
-@pytest.mark.parametrize(("kind", "file", "sizes"), [(Walker, "walker2d_v5.xml", (7, 8)), (Ant, "ant.xml", (13, 14))])
+@pytest.mark.parametrize(("kind", "file", "sizes"), [(Walker, "walker2d_v5.xml", (7, 8)), (Ant, "ant.xml", (13, 14)),
+                                                    (HalfCheetah, "half_cheetah.xml", (7, 9))])  # fmt: skip
 @pytest.mark.parametrize("task", ["mass", "friction"])
 def test_other_masses_and_frictions_are_those_of_a_changed_model(kind: Any, file: str, sizes: Any, task: Any) -> None:
     world = kind(task, "gymnasium")
@@ -222,6 +223,7 @@ def test_other_masses_and_frictions_are_those_of_a_changed_model(kind: Any, file
     assert 1.5**-3 <= goals.min() < 0.6
     assert 1.7 < goals.max() <= 1.5**3
     actions = np.random.default_rng(0).uniform(-1, 1, size=(40, 4, world.actions))
+    two_tasks(world, goals.flip(0), actions[:1])  # other tasks before: their factors are gone
     positions, velocities, lived = two_tasks(world, goals, actions)
     for sim in range(4):
         model = mujoco.MjModel.from_xml_path(str(Path(gymnasium.__file__).parent / "envs/mujoco/assets" / file))
@@ -239,7 +241,7 @@ def test_other_masses_and_frictions_are_those_of_a_changed_model(kind: Any, file
             before = data.qpos[0]
             mujoco.mj_step(model, data, world.physics.frame_skip)
             seen = observations.reshape(4, -1)[sim].numpy()
-            size = data.qpos.size - (1 if kind is Walker else 2)
+            size = data.qpos.size - (2 if kind is Ant else 1)
             np.testing.assert_allclose(seen[:size], data.qpos[-size:], atol=1e-9)
             if kind is Walker:
                 running = (data.qpos[0] - before) / world.physics.dt

@@ -163,7 +163,9 @@ def evaluate(
         batches = on_all_ranks(judge, ceil(count / episodes.tasks))
     values = torch.cat(batches, dim=1)[:, :count].double()
     by_step = _by_step(values, range(steps + 1) if at is None else sorted(at))
-    return Evaluation(metric.name, by_step, count, dict(protocol or {}), metric.higher_is_better, values)
+    if (found := values.shape[1]) < 2:  # an environment may have failed in some tasks
+        raise InputError(f"an interval needs at least 2 episodes, but {count - found} of {count} failed")
+    return Evaluation(metric.name, by_step, found, dict(protocol or {}), metric.higher_is_better, values)
 
 
 def _by_step(values: Tensor, steps: Iterable[int]) -> list[StepResult]:

@@ -61,8 +61,10 @@ def film_run(path: Path, *, task: int = 0, steps: Sequence[int] = (0, 1), out: P
     if kind is None:
         raise InputError(f"{recipe.world} has nothing to look at; 2D navigation and bodies that run have")
     out = out or path / f"watch{kinds[kind][0]}"
-    if out.suffix not in kinds[kind] or (out.suffix == ".mp4" and not shutil.which("ffmpeg")):
-        raise InputError(f"{recipe.world} is drawn into {' or '.join(kinds[kind])} (.mp4 needs ffmpeg), not into {out}")
+    if out.suffix not in kinds[kind]:
+        raise InputError(f"{recipe.world} is drawn into {' or '.join(kinds[kind])}, not into {out}")
+    if out.suffix == ".mp4" and not shutil.which("ffmpeg"):
+        raise InputError(f"{out} needs ffmpeg, which is not installed; a .gif does not")
     drawn = _paths(explorer, tasks, steps) if kind is Navigation else _video(explorer, tasks, steps, out.suffix)
     return Run(out.parent).write(out.name, drawn)
 
@@ -80,7 +82,7 @@ def _paths(explorer: Explorer, tasks: Task, steps: Sequence[int]) -> bytes:
 
 
 def _title(step: int, returns: Tensor) -> str:
-    return f"after {step} step{plural(step)}: return {float(returns[0]):.1f}"
+    return f"after {step} step{plural(step)}: mean return {float(returns[0]):.1f}"
 
 
 class _Recorder:

@@ -33,8 +33,8 @@ class Line:
     x: Sequence[int]
     mean: Sequence[float]
     half: Sequence[float] = ()
-    others: bool = False
-    """Measured by others: drawn thin and dotted."""
+    like: int | None = None
+    """Measured by others: drawn thin and dotted, in the colour of our line with this number."""
 
 
 def png(figure: Figure) -> bytes:
@@ -91,6 +91,8 @@ def steps_figure(
     for axis, (name, lines) in zip(axes, panels, strict=True):
         axis.set_title(name, fontsize=SMALL + 1)
         for line, color, marker in zip(lines, COLORS, MARKERS, strict=False):
+            if line.like is not None:
+                color, marker = COLORS[line.like], ""
             _draw_line(axis, line, color, marker, strong=line is lines[0])
         _finish(axis, label if axis is axes[0] else "")
         axis.set_xlabel("inner steps")
@@ -168,13 +170,12 @@ def _one_wave(episodes: SinusoidEpisodes) -> tuple[tuple[torch.Tensor, torch.Ten
 
 
 def _draw_line(axis: Axes, line: Line, color: str, marker: str, strong: bool) -> None:
-    mean, half = np.asarray(line.mean), np.asarray(line.half)
+    mean, half, dash = np.asarray(line.mean), np.asarray(line.half), "" if line.like is None else ":"
     if len(line.x) == 1:
-        axis.axhline(mean[0], color=color, linestyle=":" if line.others else "--", linewidth=1.8, label=line.name)
+        axis.axhline(mean[0], color=color, linestyle=dash or "--", linewidth=1.8, label=line.name)
         return
-    width, size = (2.8, 6) if strong else (1.6, 5)
-    dash = ":" if line.others else "-"
-    axis.plot(line.x, mean, dash, color=color, marker=marker, markersize=size, linewidth=width, label=line.name)
+    width, size = (2.8, 6) if strong else (1.2 if dash else 1.6, 5)
+    axis.plot(line.x, mean, dash or "-", color=color, marker=marker, markersize=size, linewidth=width, label=line.name)
     if len(half):
         axis.fill_between(line.x, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
 

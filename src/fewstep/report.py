@@ -107,13 +107,22 @@ def _by_step(evaluation: Json) -> Figure:
     panels = []
     for entry, each in zip(entries, each_words, strict=True):
         own = ", ".join(word for word in each if word not in shared)
-        theirs = [Line(f"authors' {name}", range(len(returns)), returns, others=True)
-                  for name, returns in published(entry["protocol"]).items()]  # fmt: skip
-        panels.append((own or entry["name"], [*lines(entry), *theirs]))
+        ours = lines(entry)
+        panels.append((own or entry["name"], [*ours, *_authors(entry["protocol"], ours)]))
     metric, count = evaluation["metric"], f"{evaluation['episodes']:,} test episodes, mean and 95 % interval"
     note = fill(", ".join([*shared, count]), max(80, 60 * len(panels)))
     title = f"{_heading(evaluation)}: {label(metric)} by inner steps"
     return plots.steps_figure(title, label(metric), note, panels, error=metric == "mse")
+
+
+def _authors(protocol: Json, ours: list[Line]) -> list[Line]:
+    """What the authors published for the same world and horizon, each curve like ours of that kind."""
+    found = []
+    for name, returns in published(protocol).items():
+        kind = "meta-learned" if name == "MAML" else name
+        like = next((place for place, line in enumerate(ours) if line.name.startswith(kind)), len(ours))
+        found.append(Line(f"authors' {name}", range(len(returns)), returns, like=like))
+    return found
 
 
 def _adaptation(run: Run, evaluation: Json) -> Figure | None:

@@ -92,6 +92,8 @@ class PolicyRecipe(Recipe):
     """Tasks at a time in learning; fewer stay in the cache."""
 
     metric: ClassVar[str] = "return"
+    has_oracle: ClassVar[bool] = True
+    """Whether a policy can be told what the task is."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,11 +105,16 @@ class PolicyRecipe(Recipe):
                 raise InputError(f"--{name} must be from 0 to 1, but {getattr(self, name)} came")
         if self.plan:
             raise InputError("engines are not planned for policies yet; choose with --method, --chunk and --compile")
+        if self.recurrent_iterations < 0:
+            raise InputError(f"--recurrent-iterations must be at least 0, but {self.recurrent_iterations} came")
+        if self.correction and self.meta_batch < 2:
+            raise InputError("--correction compares tasks with each other: --meta-batch must be at least 2")
         if self.epochs < 1:
             raise InputError(f"--epochs must be at least 1, but {self.epochs} came")
         if not 0 < self.later_rate <= 1:
             raise InputError(f"--later-rate must be above 0 and at most 1, but {self.later_rate} came")
         idle = {"trpo": ["meta_lr", "schedule", "clip", "epochs"], "ppo": ["surrogate"], "adam": ["epochs"]}[self.outer]
+        idle = [name for name in idle if not (self.recurrent_iterations and name in ("meta_lr", "epochs"))]  # of RL^2
         known = {field.name: field.default for field in fields(self)}
         if changed := [name for name in idle if getattr(self, name) != known[name]]:
             raise InputError(f"--{changed[0].replace('_', '-')} has no part in --outer {self.outer}; leave it out")
@@ -116,8 +123,6 @@ class PolicyRecipe(Recipe):
                 if gcd(value := getattr(self, name), self.trajectories) > 1:
                     about = f"--{name.replace('_', '-')} {value} and --trajectories {self.trajectories}"
                     raise InputError(f"{about} have a common divisor")
-            if self.surrogate == "dice" and self.inner_stride > 1:
-                raise InputError("the surrogate dice needs whole trajectories: --inner-stride 1")
         self.region  # noqa: B018  raises where its settings are wrong
 
     @property

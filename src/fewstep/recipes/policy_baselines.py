@@ -25,7 +25,7 @@ REMEMBERED = 100  # numbers in the state of a recurrent policy
 
 
 def policy_baselines(recipe: PolicyRecipe) -> list[Baseline]:
-    """The paper's three, and RL^2 where the recipe wants it."""
+    """The paper's three, where there can be an oracle, and RL^2 where the recipe wants it."""
     world, steps, seed = recipe.environment, recipe.test_steps, recipe.seed
     settings = {"iterations": recipe.pretrain_iterations, "seed": seed}
     told = Told(world, world.sample_tasks(1, numbered_generator(0, 0)).numel())
@@ -41,8 +41,9 @@ def policy_baselines(recipe: PolicyRecipe) -> list[Baseline]:
         Baseline("pre-trained on all tasks, fine-tuned", recipe.initial_model, partial(_pretrain, recipe, world),
                  settings, steps, RATES),
         Baseline("random start, fine-tuned", recipe.initial_model, lambda model: {}, {"seed": seed}, steps, RATES),
-        Baseline("oracle, told the task", oracle, partial(_pretrain, recipe, told), settings, 0),
     ]  # fmt: skip
+    if recipe.has_oracle:
+        found.append(Baseline("oracle, told the task", oracle, partial(_pretrain, recipe, told), settings, 0))
     if recipe.recurrent_iterations:
         own = {"iterations": recipe.recurrent_iterations, "seed": seed, "episodes": trials.episodes}
         train = partial(_remember, recipe, trials)
@@ -52,7 +53,8 @@ def policy_baselines(recipe: PolicyRecipe) -> list[Baseline]:
 
 def _pretrain(recipe: PolicyRecipe, world: Environment, model: nn.Module) -> dict[str, Any]:
     """TRPO on all tasks together: the same without inner steps."""
-    learner = Learner(model, likelihood_ratio, SGD(recipe.inner_lr), steps=0, **recipe.learner_options)
+    learner = Learner(model, likelihood_ratio, SGD(recipe.inner_lr), steps=0, engine=recipe.engine,
+                      **recipe.learner_options)  # fmt: skip
     step = TRPO(recipe.explorer(learner, world, recipe.trajectories), recipe.region)
     episodes = recipe.episodes("train")
     for number in range(recipe.pretrain_iterations):

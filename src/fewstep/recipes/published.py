@@ -43,7 +43,9 @@ PUBLISHED: dict[tuple[str, int], Returns] = {
 
 
 def published(protocol: Mapping[str, Any]) -> Returns:
-    """The authors' returns under a protocol, by the names of their curves; none where theirs was another one.
+    """The authors' returns in the world of a protocol, by the names of their curves; none for other worlds or horizons.
+
+    Other settings may differ: theirs are in the docstring of each recipe, or the paper's.
 
     >>> published({"world": "2D navigation", "horizon": 100})["oracle"]
     (-2.288,)

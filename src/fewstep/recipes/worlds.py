@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from fewstep.data.layouts import Split
 from fewstep.errors import InputError
@@ -117,6 +117,8 @@ class MetaWorldRecipe(PolicyRecipe):
     trajectories: int = 10
     test_trajectories: int = 10
     horizon: int = 500
+
+    has_oracle: ClassVar[bool] = False  # a task is but its number
 
     @property
     def world(self) -> str:

@@ -34,7 +34,7 @@ class Ascent:
     @property
     def about(self) -> dict[str, float]:
         """What training writes down of each iteration, beside the loss."""
-        return {"environment_steps_per_s": round(self.explorer.rate)}
+        return self.explorer.about
 
     def __call__(self, tasks: Task, lr: float) -> Tensor:
         tasks, walk = self.explorer.lived(tasks)

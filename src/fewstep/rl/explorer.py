@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.data.episodes import Episodes, numbered_generator
-from fewstep.errors import FewstepError, InputError
+from fewstep.errors import DivergenceError, FewstepError, InputError
 from fewstep.functional import Place, Tensors
 from fewstep.learner import Learner, Point
 from fewstep.progress import narrate
@@ -50,14 +50,14 @@ class ExploringError(InputError):
 
 
 def _failing(live: Callable[[slice], Any], count: int) -> list[int]:
-    """The tasks that fail alone, too; all, where none does."""
+    """The tasks that fail alone, too."""
     found = []
     for task in range(count):
         try:
             live(slice(task, task + 1))
         except Exception:
             found.append(task)
-    return found or [*range(count)]
+    return found
 
 
 class Explorer:
@@ -79,7 +79,13 @@ class Explorer:
         self.learner, self.policy, self.environment = learner, learner.model, environment
         self.trajectories, self.discount, self.decay = trajectories, discount, decay
         self.skip_failures = skip_failures
-        self._steps, self._seconds = 0, 0.0
+        self.left_out, self._steps, self._seconds = 0, 0, 0.0
+
+    @property
+    def about(self) -> dict[str, float]:
+        """What training writes down of each iteration, beside the loss: of this process."""
+        skipped = {"tasks_left_out": self.left_out} if self.skip_failures else {}
+        return {"environment_steps_per_s": round(self.rate), **skipped}
 
     @property
     def rate(self) -> float:
@@ -96,15 +102,19 @@ class Explorer:
         stream = support or [query]  # without inner steps nothing of it is used
         return Task(Experience(*[torch.stack(part, 1) for part in zip(*stream, strict=True)]), query)
 
-    def lived(self, tasks: Task) -> tuple[Task, list[Trajectories]]:
-        """What was lived through at the start and after each inner step, and the tasks: all that did not fail."""
+    def lived(self, tasks: Task, steps: int | None = None) -> tuple[Task, list[Trajectories]]:
+        """What was lived through at the start and after each inner step, and the tasks: all that did not fail.
+
+        Where every task of this process fails, that is an error.
+        """
         while True:
             try:
-                return tasks, list(self.walk(tasks))
+                return tasks, list(self.walk(tasks, steps))
             except ExploringError as error:
                 if not self.skip_failures or len(error.failed) == tasks.size:
                     raise
                 narrate(f"left out: {error}")
+                self.left_out += len(error.failed)
                 others = [task for task in range(tasks.size) if task not in error.failed]
                 tasks = tasks.select(torch.tensor(others))
 
@@ -126,8 +136,8 @@ class Explorer:
         return learned_from(lived, self.discount, self.decay)
 
     def path(self, tasks: Task, steps: int, at: Collection[int] | None = None) -> list[Point]:
-        """The return after each of `steps` inner steps, with its sign turned, as a loss [K]."""
-        points = [Point(-lived.returns, None) for lived in self.walk(tasks, steps)]
+        """The return after each of `steps` inner steps, with its sign turned, as a loss [K]: of what did not fail."""
+        points = [Point(-lived.returns, None) for lived in self.lived(tasks, steps)[1]]
         return points if at is None else [points[step] for step in sorted(at)]
 
     def modules(self) -> Iterator[nn.Module]:
@@ -156,9 +166,19 @@ class Explorer:
             raise
         except Exception as error:  # an environment fails in any way
             reason = f"{type(error).__name__}: {str(error).strip() or 'without a word'}".splitlines()[0]
-            raise ExploringError(_failing(live, len(goals)), goals, seeds, step, reason) from error
+            if not (failed := _failing(live, len(goals))):
+                raise InputError(
+                    f"the environment failed after {step} inner steps with all {len(goals)} tasks together and with "
+                    f"none alone ({reason}); take fewer tasks at a time, or try again"
+                ) from error
+            raise ExploringError(failed, goals, seeds, step, reason) from error
         self._seconds += time.perf_counter() - started
         self._steps += lived.mask.numel()
+        acted = lived.outputs.isfinite().all(-1) | ~lived.observations.isfinite().all(-1)
+        if not acted.all():
+            raise DivergenceError(
+                f"the policy's outputs are not finite after {step} inner steps; lower the inner rate, or clip it"
+            )
         for name, part in (("observations", lived.observations), ("rewards", lived.rewards)):
             wrong = ~part.isfinite().reshape(len(goals), -1).all(1)
             if wrong.any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ class Policy(nn.Module):
     """`outputs [..., p] = policy(observations [..., o])` are the parameters of a distribution for each observation."""
 
     observations: int
+    remembers: ClassVar[bool] = False
+    """Whether its outputs depend on what was observed before, in order."""
 
     def acting(self, theta: Tensors) -> Acting:
         """The policy step by step, with parameters of their own for each task [K, ...], by name."""

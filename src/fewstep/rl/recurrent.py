@@ -22,8 +22,10 @@ class RecurrentPolicy(Policy):
 
     head : the policy of the state, which decides what kind of distribution it is;  size : numbers in the state
     In an environment it goes step by step, `outputs [..., p], state = policy(observations [..., o], state)`, by
-    `acting`. With steps left out, as `TrustRegion(stride=...)` does, it would remember another past: stride 1.
+    `acting`.
     """
+
+    remembers = True
 
     def __init__(self, observations: int, head: Policy) -> None:
         super().__init__()

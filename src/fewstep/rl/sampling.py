@@ -21,13 +21,12 @@ class SamplingCorrection:
 
         minimise  L(theta_S; after)  -  weight * sum_s c * mean pi_theta_s(a|s) / pi_old(a|s)   (a, s before step s)
 
-    c is the mean return after adaptation, less its mean over the tasks, and in units of its deviation over them. With
-    an inner loss by REINFORCE the gradient is then unbiased, up to scale, for adaptation from samples; without the
-    second term it lacks how theta decides what is sampled (arXiv 1803.01118, eq. 7; Vuorio et al. 2022).
+    Without the second term the gradient lacks how theta decides what is sampled (arXiv 1803.01118, eq. 7). With it, an
+    inner loss by REINFORCE, plain advantages, c the plain return, and as many trajectories as its weight, it is
+    unbiased for adaptation from samples (Vuorio et al. 2022). What people use is c less its mean over the tasks, in
+    units of its deviation over them, beside standardised advantages: a heuristic of less variance.
 
-    weight : 1 is E-MAML's; as many as there are trajectories weighs both terms as the derivative of the return does,
-        with much variance
-    standardise : False takes the plain return as c, without a baseline
+    weight : 1 is E-MAML's;  standardise : False takes the plain return as c
     Gradient evaluations per task: 2 S + 1, and S products. Not for `compile="step"`.
     """
 

@@ -26,6 +26,7 @@ from fewstep.functional import Tensors
 from fewstep.learner import Learner, last, last_step
 from fewstep.rl.experience import Experience
 from fewstep.rl.explorer import Explorer
+from fewstep.rl.surrogates import dice
 from fewstep.task import Task
 
 Vectors = list[Tensor]
@@ -68,7 +69,12 @@ class TRPO:
     def __init__(self, explorer: Explorer, region: TrustRegion | None = None) -> None:
         self.explorer, self.region = explorer, region or TrustRegion()
         _check_curvature(explorer.learner)
-        for stride in (self.region.stride, self.region.inner_stride):
+        strides = (self.region.stride, self.region.inner_stride)
+        if explorer.policy.remembers and max(strides) > 1:
+            raise InputError("a policy that remembers would remember another past: stride=1 and inner_stride=1")
+        if explorer.learner.inner_loss is dice and self.region.inner_stride > 1:
+            raise InputError("the surrogate dice needs whole trajectories: inner_stride=1 (--inner-stride 1)")
+        for stride in strides:
             if gcd(stride, explorer.trajectories) > 1:
                 raise InputError(
                     f"with {explorer.trajectories} trajectories a stride of {stride} would leave some out altogether; "
@@ -80,9 +86,7 @@ class TRPO:
     @property
     def about(self) -> dict[str, float]:
         """What training writes down of each iteration, beside the loss."""
-        return {
-            "divergence": self.divergence, "tries": self.tries, "environment_steps_per_s": round(self.explorer.rate),
-        }  # fmt: skip
+        return {"divergence": self.divergence, "tries": self.tries, **self.explorer.about}
 
     def __call__(self, tasks: Task, lr: float = 0.0) -> Tensor:
         learner, region = self.explorer.learner, self.region

@@ -20,6 +20,7 @@ class Ant(Runner):
 
         costs = 0.05 - 0.005 |a|^2 - 0.0005 |f|^2
 
+    `mass`, `friction`: v in place of d v.
     a : the action, cut to [-1, 1], which is full torque;  f : contact forces on all bodies, each cut to [-1, 1]
     It ends where the torso is not between 0.2 and 1 m high, or its state is not finite.
     flavour : "paper", rllab's physics, a step of 0.02 s, v that of the centre of mass, 125 observations: positions,

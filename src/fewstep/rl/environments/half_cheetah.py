@@ -15,6 +15,7 @@ from fewstep.rl.environments.runner import Runner
 class HalfCheetah(Runner):
     """`velocity`: r = -|v - g| - 0.05 |a|^2, g uniform in [0, 2].  `direction`: r = d v - 0.05 |a|^2, d one of -1 and 1
 
+    `mass`, `friction`: v in place of d v.
     a : the action, cut to [-1, 1], which is full torque;  it never ends
     flavour : "paper", rllab's physics, a step of 0.01 s, v that of the centre of mass, 20 observations: positions but
         for x, velocities, and the centre; "gymnasium", HalfCheetah-v5, a step of 0.05 s, v that of the root over the

@@ -37,8 +37,8 @@ class Humanoid(Runner):
     def build(self, count: int) -> Physics:
         return Physics(self.file, "torso", count, 5, contacts=True)
 
-    def direction(self, uniform: Tensor) -> Tensor:
-        return torch.cat([(2 * math.pi * uniform).cos(), (2 * math.pi * uniform).sin()], -1)
+    def direction(self, drawn: Tensor) -> Tensor:
+        return torch.cat([(2 * math.pi * drawn).cos(), (2 * math.pi * drawn).sin()], -1)
 
     def place(self) -> Any:
         return self.physics.centre[:, :2]

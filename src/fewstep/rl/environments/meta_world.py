@@ -69,7 +69,9 @@ def _made(benchmark: Benchmark, name: str) -> Any:
         package = import_module("metaworld")
     except ImportError as error:
         raise InputError(INSTALL) from error
+    if benchmark != "ML1":
+        return getattr(package, benchmark)(seed=0)
     try:
-        return package.ML1(name, seed=0) if benchmark == "ML1" else getattr(package, benchmark)(seed=0)
-    except (AttributeError, KeyError, ValueError) as error:
-        raise InputError(f"Meta-World has no {benchmark} {name}: {error}") from error
+        return package.ML1(name, seed=0)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"Meta-World has no ML1 of {name}: {error}") from error

@@ -26,7 +26,7 @@ class Physics:
     """`count` simulations of one of Gymnasium's models.
 
     model : MuJoCo's, as it is before `multiply`
-    positions, velocities : of all simulations, live views [count, ...] in float64; written to, then `settle`
+    positions, velocities : of all simulations, live views [count, ...] in float64; written by `start`
     centre, centre_velocity : of the mass of the whole body [count, 3], at the state after `step`
     contacts : forces and torques of contacts on each body [count, bodies, 6], in the last physics step
     turned : the rotation of the torso [count, 9]

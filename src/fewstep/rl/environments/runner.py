@@ -22,7 +22,8 @@ class Runner(ABC):
 
     task : what is not told. "velocity" along x, and "direction", are what the reward asks for. With "mass" and
         "friction" it is for running along x, and each body's mass and inertia, or each geom's friction, is the model's
-        times 1.5^u, u uniform in [-3, 3] (as in rand_param_envs, which Rakelly et al. 2019 have taken)
+        times 1.5^u, u uniform in [-3, 3]: the range of rand_param_envs (taken by Rakelly et al. 2019), which draws
+        these, apart, and damping all at once
     flavour : by default the first of `sizes`
     file : the model;  sizes : numbers in an observation, by flavour;  fastest : velocities are uniform from 0 to this
     strength : the control of an action of 1;  weight : of running well in the reward
@@ -90,9 +91,9 @@ class Runner(ABC):
             return (self.goals * velocity[:, : self.goals.shape[1]]).sum(1)
         return velocity[:, 0]
 
-    def direction(self, uniform: Tensor) -> Tensor:
+    def direction(self, drawn: Tensor) -> Tensor:
         """Directions [count, axes] of numbers in [0, 1): along x, or against it."""
-        return torch.where(uniform < 0.5, -1.0, 1.0)
+        return torch.where(drawn < 0.5, -1.0, 1.0)
 
     def place(self) -> Any:
         """Where it is [count, axes]."""

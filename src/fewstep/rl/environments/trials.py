@@ -15,7 +15,8 @@ class Trials:
     """`episodes` episodes of `world` as one long trajectory: what begins anew at each, the policy's memory survives.
 
     Behind each observation stand the last action (one of some as a one-hot row), its reward, and 1 where an episode
-    begins, else 0. An episode that ends early stands still, without observations and rewards, until the next begins.
+    begins, else 0. An episode that ends early stands still, without observations and rewards, until the next begins;
+    what the policy does meanwhile is learned from, too, and is only noise.
 
     >>> from fewstep.rl.environments import Navigation
     >>> trials = Trials(Navigation(horizon=2), episodes=2)
