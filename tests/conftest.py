@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
+if sys.platform == "linux" and "DISPLAY" not in os.environ:
+    os.environ.setdefault("MUJOCO_GL", "egl")  # read when MuJoCo is imported
 # For a machine with a GPU: FEWSTEP_TEST_DEVICE=cuda makes tensors and models there where a test names no device.
 if device := os.environ.get("FEWSTEP_TEST_DEVICE"):
     torch.set_default_device(device)
