@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ from fewstep.distributed import average_gradients, is_first, joined, ranks, shar
 from fewstep.evaluate import evaluate
 from fewstep.learner import last_step
 from fewstep.meta_step import MetaStep
+from fewstep.recipes import RECIPES
+from fewstep.recipes.policies import PolicyRecipe
 from fewstep.report import _by_step, _training
 from fewstep.rl import (
     TRPO,
@@ -659,6 +662,13 @@ def test_nan_after_the_end_does_not_count() -> None:
     lived = next(iter(Explorer(build(), Gone(6), trajectories=4).walk(tasks_of())))
     assert set(lived.mask.sum(-1).flatten().tolist()) == {1}
     assert lived.observations.isfinite().all()
+
+
+def test_what_the_command_line_says_of_the_trust_region_holds() -> None:
+    chosen: Any = {"delta": 0.3, "damping": 0.4, "stride": 3, "inner_stride": 9}
+    recipe = dataclasses.replace(RECIPES["navigation"], conjugate_steps=2, **chosen)
+    assert isinstance(recipe, PolicyRecipe)
+    assert recipe.region == TrustRegion(iterations=2, **chosen)
 
 
 def test_a_stride_leaves_no_trajectory_out() -> None:

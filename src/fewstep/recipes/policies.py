@@ -149,7 +149,8 @@ class PolicyRecipe(Recipe):
     @property
     def region(self) -> TrustRegion:
         """How far a meta-update goes."""
-        return TrustRegion(delta=self.delta, damping=self.damping, stride=self.stride, inner_stride=self.inner_stride)
+        return TrustRegion(delta=self.delta, iterations=self.conjugate_steps, damping=self.damping, stride=self.stride,
+                           inner_stride=self.inner_stride)  # fmt: skip
 
     def model(self) -> nn.Module:
         return policy_of(self.environment)
