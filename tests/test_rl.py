@@ -666,7 +666,8 @@ def test_nan_after_the_end_does_not_count() -> None:
 
 def test_what_the_command_line_says_of_the_trust_region_holds() -> None:
     chosen: Any = {"delta": 0.3, "damping": 0.4, "stride": 3, "inner_stride": 9}
-    recipe = dataclasses.replace(RECIPES["navigation"], conjugate_steps=2, **chosen)
+    recipe: Any = RECIPES["navigation"]
+    recipe = dataclasses.replace(recipe, conjugate_steps=2, **chosen)
     assert isinstance(recipe, PolicyRecipe)
     assert recipe.region == TrustRegion(iterations=2, **chosen)
 
