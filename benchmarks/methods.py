@@ -3,17 +3,18 @@
 python -m benchmarks.methods [--methods maml anil ...] [--data omniglot glyphs] [--iterations N] [--out FOLDER]
 
 Each method is a `fewstep train` and a `fewstep evaluate` of its own, with one thread, two at a time. What has been
-evaluated is not run again; what was stopped goes on. Settings beside the budget are those of METHODS: the methods' own
-papers where those are for this data, else the recipe's. None is tuned on test classes.
+evaluated is not run again; what was stopped goes on. Settings beside the budget are the recipe's, and
+where a method needs others, those of `settings`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,36 +26,32 @@ import tyro
 from rich.console import Console
 
 from benchmarks.workloads import origin
+from fewstep import algorithms
 from fewstep.errors import InputError
 
 DATA = {
     "omniglot": ["omniglot-20way-1shot", "--meta-batch", "4", "--inner-steps", "3"],
     "glyphs": ["glyphs-5way-1shot", "--meta-batch", "4", "--inner-steps", "3", "--inner-lr", "0.1"],
 }
-# What a method needs beside the recipe's settings.
-METHODS: dict[str, list[str]] = {
-    "maml": [],
-    "fomaml": [],
-    "hf_maml": [],
-    "reptile": [],
-    "anil": [],
-    "boil": [],
-    # As its paper for images: 100 numbers, after the third convolution.
-    "cavia": ["--inner-lr", "1.0", "--algorithm-options", "context=100,layer=blocks.2.norm"],
-    "proto_maml": [],
-    "unicorn_maml": [],
-    "meta_sgd": [],
-    # All six parts; a tenth of the training and a third (50 epochs) of it, as in its paper.
-    "maml_pp": ["--schedule", "cosine", "--algorithm-options", "anneal=100,first_order_until=333"],
-    "meta_curvature": [],
-    "t_net": [],
-    "warp_grad": [],
-    "alfa": [],
-    "imaml": [],
-    "sharp_maml": [],
-    "l2f": [],
-    "bmg": [],
-}
+WAYS = {"omniglot": 20, "glyphs": 5}
+METHODS = tuple(algorithms.__all__)
+
+
+def settings(method: str, ways: int) -> list[str]:
+    """What a method needs beside the recipe's settings.
+
+    Published rates and strengths are of the mean cross-entropy, the recipes' loss is `ways` times it.
+    """
+    own = {
+        # As its paper for images: 100 numbers, after the third convolution.
+        "cavia": ["--inner-lr", str(1.0 / ways), "--algorithm-options", "context=100,layer=blocks.2.norm"],
+        # All six parts; a tenth of the training and a third (50 epochs) of it, as in its paper.
+        "maml_pp": ["--schedule", "cosine", "--algorithm-options", "anneal=100,first_order_until=333"],
+        # Inner loops have to come near their minimum, and cost no memory.
+        "imaml": ["--inner-lr", str(0.1 / ways), "--inner-steps", "15", "--test-steps", "15",
+                  "--algorithm-options", f"strength={2 * ways}"],
+    }  # fmt: skip
+    return own.get(method, [])
 
 
 @dataclass(frozen=True)
@@ -83,9 +80,9 @@ class Options:
 
 def main(options: Options) -> None:
     """Train and judge every method, then write the table."""
-    chosen = options.methods or tuple(METHODS)
-    if unknown := [name for name in (*chosen, *options.data) if name not in {**METHODS, **DATA}]:
-        raise InputError(f"unknown {', '.join(unknown)}; there are: {', '.join({**METHODS, **DATA})}")
+    chosen = options.methods or METHODS
+    if unknown := [name for name in (*chosen, *options.data) if name not in (*METHODS, *DATA)]:
+        raise InputError(f"unknown {', '.join(unknown)}; there are: {', '.join((*METHODS, *DATA))}")
     console = Console()
     console.print(origin("benchmarks.methods"), highlight=False)
     jobs = [(data, method) for data in options.data for method in chosen]
@@ -106,31 +103,41 @@ def _run(data: str, method: str, options: Options) -> str:
     resumed = folder.exists()  # then the time of what came before is not known
     kind = "pieces" if options.compiled else "no"
     engine = ["--no-plan", "--compile", kind, "--chunk", "1", "--convolution", "matmul"]
-    train = [*DATA[data], "--algorithm", method, *METHODS[method], "--iterations", str(options.iterations),
+    train = [*DATA[data], "--algorithm", method, "--iterations", str(options.iterations),
              "--check-every", str(max(options.iterations // 2, 1)), "--validation-episodes", str(options.validation),
-             "--test-steps", "5", "--out", str(folder)]  # fmt: skip
+             "--test-steps", "5", "--out", str(folder), *settings(method, WAYS[data])]  # fmt: skip
     log = options.out / data / f"{method}.log"
-    code, usage = _wait(["train", *train, *([] if options.plan else engine)], log)
+    code, seconds, peak = _wait(["train", *train, *([] if options.plan else engine)], log)
     if code == 0:
-        code, _ = _wait(["evaluate", str(folder), "--no-baselines", "--first-only", "--episodes",
+        code, *_ = _wait(["evaluate", str(folder), "--no-baselines", "--first-only", "--episodes",
                          str(options.episodes)], log)  # fmt: skip
     if code:
         return f"{data}, {method}: failed with code {code}, see {log}"
-    seconds = None if resumed else usage.ru_utime + usage.ru_stime
-    (folder / "cost.json").write_text(json.dumps({"seconds": seconds, "peak_mib": usage.ru_maxrss / 2**10}))
+    (folder / "cost.json").write_text(json.dumps({"seconds": None if resumed else seconds, "peak_mib": peak}))
     return f"{data}, {method}: {_accuracy(folder)}"
 
 
-def _wait(arguments: Sequence[str], log: Path) -> tuple[int, resource.struct_rusage]:
-    """Exit code of a `fewstep` command with one thread, and what it used, its compiler too: the machine is shared, so
-    the processor's seconds count and not the clock's."""
+def _wait(arguments: Sequence[str], log: Path) -> tuple[int, float, float]:
+    """A `fewstep` command with one thread: its exit code, the processor's seconds, its compiler's too (the machine is
+    shared, so that the clock's do not count), and the most MiB that the command itself held, its compiler's not."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    peak = 0
     with log.open("a") as output:
         process = subprocess.Popen([sys.executable, "-m", "fewstep", *arguments], stdout=output, stderr=output,
                                    env=environment)  # fmt: skip
-        _, status, usage = os.wait4(process.pid, 0)
+        ended = 0
+        while not ended:
+            time.sleep(0.2)
+            peak = max(peak, _held(process.pid))
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
     process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait again
-    return process.returncode, usage
+    return process.returncode, usage.ru_utime + usage.ru_stime, peak / 2**10
+
+
+def _held(process: int) -> int:
+    """The most KiB that a process has held until now; 0 once it has ended."""
+    found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{process}/status").read_text())
+    return int(found[1]) if found else 0
 
 
 def _pace(folder: Path) -> str:
@@ -154,8 +161,8 @@ def as_markdown(out: Path) -> str:
         if rows:
             rows.sort(key=lambda row: -row["mean"])
             head = (
-                "| method | accuracy | after 1 step | seconds of training | ms a step | peak MiB |\n"
-                "|---|---:|---:|---:|---:|---:|"
+                "| method | accuracy | after 1 step | steps | seconds of training | ms a step | peak MiB |\n"
+                "|---|---:|---:|---:|---:|---:|---:|"
             )
             body = "\n".join(row["text"] for row in rows)
             parts.append(f"### {data}: {rows[0]['about']}\n\n{head}\n{body}\n")
@@ -165,16 +172,25 @@ def as_markdown(out: Path) -> str:
 def _row(folder: Path) -> dict[str, Any]:
     evaluation = json.loads((folder / "evaluation.json").read_text())
     cost = json.loads((folder / "cost.json").read_text())
-    iterations = json.loads((folder / "config.json").read_text())["iterations"]
+    config = json.loads((folder / "config.json").read_text())
     cells = [f"{100 * point['mean']:.2f} ± {100 * point['ci95']:.2f}" for point in evaluation["by_step"]]
     last = evaluation["by_step"][-1]
     about = (
-        f"{iterations:,} iterations, the best validated weights, {last['step']} steps at test, "
+        f"{config['iterations']:,} iterations, the best validated weights, "
         f"{evaluation['episodes']} episodes, {evaluation['protocol']['queries_per_class']} query a class, "
         f"{evaluation['protocol']['normalisation']}, seed {evaluation['seed']}"
     )
     seconds = "resumed" if cost.get("seconds") is None else f"{cost['seconds']:.0f}"
-    text = f"| {folder.name} | **{cells[-1]}** | {cells[1]} | {seconds} | {_pace(folder)} | {cost['peak_mib']:.0f} |"
+    columns = [
+        folder.name,
+        f"**{cells[-1]}**",
+        cells[1],
+        f"{config['inner_steps']}, {last['step']}",
+        seconds,
+        _pace(folder),
+        f"{cost['peak_mib']:.0f}",
+    ]
+    text = f"| {' | '.join(columns)} |"
     return {"mean": last["mean"], "about": about, "text": text}
 
 
