@@ -15,7 +15,8 @@ import fewstep
 from fewstep import InputError, Task, maml
 from fewstep.data import ClassEpisodes, SinusoidEpisodes
 from fewstep.evaluate import Evaluation, Metric, StepResult, evaluate, mse
-from fewstep.learner import Learner, Point
+from fewstep.learner import Learner
+from fewstep.task import Point
 
 
 @pytest.fixture

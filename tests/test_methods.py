@@ -91,6 +91,7 @@ def build(name: str, case: str, seed: int = 0, **options: Any) -> Learner:
     model, loss = CASES[case].model(), CASES[case].loss
     method = getattr(algorithms, name)
     learner: Learner = method(model, loss, **{"lr": 0.1, "steps": STEPS, **OPTIONS.get(name, {}), **options})
+    learner.iteration = 0
     with torch.no_grad():
         for value in learner.parameters():
             value.add_(0.05 * torch.randn_like(value))

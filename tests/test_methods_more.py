@@ -524,6 +524,27 @@ def test_maml_pp_with_everything_off_is_maml() -> None:
         assert relative_error(meta_gradient(learner(tasks), own), meta_gradient(naive, own)) < 1e-9
 
 
+def test_what_depends_on_the_iteration_is_never_silently_at_its_start() -> None:
+    """A loop of one's own says which iteration it is; `MetaStep` counts."""
+    tasks, loss = tasks_of(), functional.cross_entropy
+    for learner in (
+        fewstep.maml(normed(), loss, lr=LR, exact_from=2),
+        fewstep.maml_pp(normed(), loss, lr=LR, anneal=2),
+    ):
+        with pytest.raises(InputError, match=r"set learner\.iteration"):
+            learner(tasks)
+        assert len(learner.path(tasks, 1)) == 2  # to adapt does not depend on it
+        step = fewstep.MetaStep(learner, torch.optim.Adam(learner.parameters()))
+        for number in (1, 2, 3):
+            step(tasks, lr=0.01)
+            assert learner.iteration == number
+    early = fewstep.maml(normed(), loss, lr=LR, exact_from=2)
+    orders = []
+    for early.iteration in (1, 2):
+        orders.append(early.order)
+    assert orders == ["none", "exact"]
+
+
 def test_maml_pp_combines_with_what_the_caller_says() -> None:
     learner = fewstep.maml_pp(conv4(), functional.cross_entropy, lr=LR, steps=2, adapt=["~*.offset", "~head.bias"],
                               per_step="head.bias", normalisation="support")  # fmt: skip
@@ -536,6 +557,11 @@ def test_maml_pp_combines_with_what_the_caller_says() -> None:
 def test_wrong_options_of_maml_pp() -> None:
     with pytest.raises(InputError, match="at least 0 iterations"):
         fewstep.maml_pp(normed(), functional.cross_entropy, lr=LR, anneal=-1)
+
+
+def test_imaml_refuses_steps_that_the_pull_to_the_start_makes_diverge() -> None:
+    with pytest.raises(InputError, match=r"lr \* strength is 2\.0"):
+        fewstep.imaml(normed(), functional.cross_entropy, lr=1.0, strength=2.0)
 
 
 # What all of them do.
@@ -570,6 +596,7 @@ def test_a_parameter_may_be_a_single_number(name: str) -> None:
 
     model = nn.Sequential(Scaled(), nn.Tanh(), nn.Linear(2, 2))
     learner = getattr(fewstep.algorithms, name)(model, functional.cross_entropy, lr=0.1, steps=2)
+    learner.iteration = 0
     batch = torch.randn(3, 4, 1), torch.tensor([0, 1, 0, 1]).expand(3, 4)
     learner(Task(batch, batch)).mean().backward()
     assert all(value.grad is None or value.grad.isfinite().all() for value in learner.parameters())

@@ -235,6 +235,17 @@ def test_a_model_may_be_nothing_but_its_head(method: Callable[..., Learner]) -> 
     assert learner(tasks_of()).isfinite().all()
 
 
+@pytest.mark.parametrize("method", [fewstep.proto_maml, fewstep.unicorn_maml])
+def test_what_is_wrong_is_named_where_there_are_more_ways_than_outputs(method: Callable[..., Learner]) -> None:
+    learner = method(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2)), functional.cross_entropy, lr=LR)
+    x, y = torch.randn(2, 8, 2), torch.arange(4).repeat(2).expand(2, 8)
+    assert learner(Task((x, y), (x, y))).isfinite().all()
+    with pytest.raises(InputError, match=r"query labels run from 1 to 4, but the support set has the classes 0\.\.3"):
+        learner(Task((x, y), (x, y + 1)))
+    with pytest.raises(InputError, match="cannot take one task's query x"):
+        learner(Task((x, y), (torch.randn(2, 8, 5), y)))
+
+
 # Learned update rules.
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fewstep.data import ClassEpisodes
 from fewstep.diagnose import where_not_finite
 from fewstep.evaluate import StepResult, evaluate
 from fewstep.meta_step import MetaStep
+from fewstep.protocol import Protocol
 from fewstep.run import Run
 from fewstep.train import Training, train
 
@@ -166,6 +168,34 @@ def test_separable_tasks_are_solved_under_evaluate(kind: type[MetricLearner]) ->
     learner: Any = kind(nn.Flatten())
     result = evaluate(learner, glyphs(), metric="accuracy", steps=1, count=20)
     assert result.by_step == [StepResult(0, 1.0, 0.0), StepResult(1, 1.0, 0.0)]
+
+
+@every_kind
+def test_a_protocol_judges_it_and_says_how_it_normalised(kind: type[MetricLearner]) -> None:
+    """With "batch", layers that keep running statistics do as those that do not."""
+    keeping = nn.BatchNorm1d(4)
+    learner: Any = kind(nn.Sequential(nn.Flatten(), keeping))
+    plain: Any = kind(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4, track_running_stats=False)))
+    with torch.no_grad():
+        keeping.running_mean.fill_(99.0)  # type: ignore[union-attr]
+    protocol = Protocol(name="test", tasks=glyphs(), about={}, episodes=20, steps=0, normalisation="batch")
+    result = protocol.judge([learner], "loss")
+    assert result.by_step == evaluate(plain, glyphs(), metric="loss", steps=0, count=20).by_step
+    assert result.protocol == {"normalisation": "batch statistics (transductive)"}
+    assert learner.normalisation is None
+    with pytest.raises(InputError, match="'batch', but 'running' came"):
+        replace(protocol, normalisation="running").judge([learner], "loss")
+
+
+def test_evaluate_says_how_a_learner_normalised() -> None:
+    learner = maml(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), functional.cross_entropy, lr=0.1)
+    for policy, said in (
+        (None, "as the model's layers do by themselves"),
+        ("support", "support statistics (inductive)"),
+    ):
+        learner.normalisation = policy  # type: ignore[assignment]
+        result = evaluate(learner, glyphs(), metric="accuracy", steps=1, count=8)
+        assert result.protocol == {"normalisation": said}
 
 
 @every_kind

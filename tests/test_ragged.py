@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fewstep
-from fewstep import Engine, InputError, Task
+from fewstep import Engine, InputError, Learner, Task
 from fewstep.evaluate import METRICS, accuracy, evaluate, mse
 from fewstep.ragged import masked, pad_tasks
 from fewstep.task import one_task
@@ -54,6 +55,19 @@ def test_padding_changes_nothing(classes: bool, engine: Engine) -> None:
     each = cross_entropy if classes else squares
     ragged = fewstep.maml(model, masked(each), lr=0.1, steps=2, engine=engine)
     alone = fewstep.maml(model, plain, lr=0.1, steps=2, engine="loop")
+    losses = torch.cat([alone(one_task(task)) for task in tasks])
+    mine, own = ragged(pad_tasks(tasks)), list(model.parameters())
+    assert relative_error(mine, losses) < TOLERANCE
+    assert relative_error(meta_gradient(mine, own), meta_gradient(losses, own)) < TOLERANCE
+
+
+@pytest.mark.parametrize("method", [fewstep.proto_maml, fewstep.unicorn_maml])
+def test_padding_changes_no_start_that_goes_by_labels(method: Callable[..., Learner]) -> None:
+    model, tasks = build(), []
+    for task, shots in zip(single(classes=True)[:2], (6, 4), strict=True):
+        support = torch.randn(shots, 2, dtype=torch.float64), torch.arange(shots) % 3
+        tasks.append(Task(support, task.query))
+    ragged, alone = method(model, masked(cross_entropy), lr=0.1), method(model, functional.cross_entropy, lr=0.1)
     losses = torch.cat([alone(one_task(task)) for task in tasks])
     mine, own = ragged(pad_tasks(tasks)), list(model.parameters())
     assert relative_error(mine, losses) < TOLERANCE

@@ -27,13 +27,13 @@ from fewstep.algorithms import (
 from fewstep.calibrate import calibrate
 from fewstep.engine import Engine
 from fewstep.errors import DivergenceError, FallbackWarning, FewstepError, InputError
-from fewstep.learner import Learner, Point
+from fewstep.learner import Learner
 from fewstep.meta_step import MetaStep
 from fewstep.normalisation import use_batch_statistics
 from fewstep.planner import Plan, plan
 from fewstep.ragged import masked, pad_tasks
 from fewstep.streams import AlongTheWay
-from fewstep.task import Task
+from fewstep.task import Point, Task
 
 __version__ = version("fewstep")
 

@@ -14,9 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from fewstep.errors import FallbackWarning, FewstepError, InputError
 from fewstep.functional import Objective, Tensors
+from fewstep.labels import check_query
 from fewstep.normalisation import Policy, normalised
 from fewstep.replay import Moment
-from fewstep.task import Batch, Task, is_pair, map_tensors, task_count
+from fewstep.task import Batch, Task, is_pair, map_tensors, one_task, task_count
 
 
 def check_tasks(tasks: Task) -> None:
@@ -132,10 +133,12 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def guard(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool, batched: bool) -> Iterator[None]:
+def guard(objective: Objective, tasks: Task, of_one: OfOne, ways: Callable[[], Any], *, exact: bool,
+          batched: bool) -> Iterator[None]:  # fmt: skip
     """Refuse what would make gradients wrong, and name the input where it is what made the model or the loss fail.
 
     of_one : the parameters and the first batch of one task whose support set is given
+    ways : how many classes the start makes a head for; None where the model's own outputs count
     exact : whether second derivatives are taken;  batched : whether the tasks go through vmap
     """
     objective.check_structure()
@@ -153,7 +156,7 @@ def guard(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool, batc
         check_values(tasks)
         for name, batch in tasks._asdict().items():
             if is_pair(batch):
-                _check_pair(objective, name, map_tensors(lambda leaf: leaf[0], batch))
+                _check_pair(objective, name, map_tensors(lambda leaf: leaf[0], batch), ways())
         if batched and looked:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
@@ -165,8 +168,8 @@ def guard(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool, batc
 
 
 @torch.no_grad()
-def _check_pair(objective: Objective, name: str, batch: Any) -> None:
-    """Find out with one task whether the model takes x, and whether y fits what it gives."""
+def _check_pair(objective: Objective, name: str, batch: Any, ways: int | None) -> None:
+    """Find out with one task whether the model takes x, and whether y fits what it gives, or the ways of the start."""
     x, y = batch
     try:
         policy: Policy | None = objective.normalisation and "batch"
@@ -178,8 +181,10 @@ def _check_pair(objective: Objective, name: str, batch: Any) -> None:
         raise InputError(f"the model cannot take one task's {name} x {shape} {x.dtype}: {reason}") from error
     if not isinstance(prediction, Tensor) or not isinstance(y, Tensor) or prediction.dim() < 2:
         return
-    outputs = prediction.shape[1]
-    if not y.is_floating_point() and (int(y.max()) >= outputs or int(y.min()) < 0):
+    outputs = prediction.shape[1] if ways is None else ways
+    if ways is not None and name == "query":
+        check_query(one_task(batch), ways)
+    elif not y.is_floating_point() and (int(y.max()) >= outputs or int(y.min()) < 0):
         raise InputError(
             f"{name} labels run from {int(y.min())} to {int(y.max())}, but the model has {outputs} outputs, for labels "
             f"0..{outputs - 1}; relabel the classes or build the model with more ways"

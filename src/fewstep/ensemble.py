@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fewstep.errors import InputError
 from fewstep.labels import ways_of
-from fewstep.learner import Learner, Point
-from fewstep.task import Task
+from fewstep.learner import Learner
+from fewstep.task import Point, Task
 
 
 class Ensemble(nn.Module):
@@ -19,7 +19,7 @@ class Ensemble(nn.Module):
         logits_c = mean over learners and turns k = 0 .. permutations - 1 of  learner(labels + k mod N)_{c + k mod N}
 
     Checkpoints of one run are what MAML++ is judged by (Antoniou et al. 2019, their code: the five best validated);
-    turned labels even out how the head's rows differ from each other (Ye and Chao 2022, arXiv 2102.00503).
+    turned labels even out how the head's rows differ from each other (Ye and Chao 2022, arXiv 2106.16245).
     It goes where `evaluate` takes a learner. Its loss is the mean of the learners' losses.
 
     permutations : 1 takes the labels as they come, N all N turns

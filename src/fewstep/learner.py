@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,22 +20,12 @@ from fewstep.long_loop import Memory, repeatable
 from fewstep.normalisation import Policy
 from fewstep.problem import Derivative, Problem
 from fewstep.starts import Known, Start, first
-from fewstep.task import Batch, Task, at_step, map_tensors, one_task, quickly_flat, task_count
+from fewstep.task import Batch, Point, Task, at_step, map_tensors, one_task, quickly_flat, task_count
 from fewstep.unrolled import Unrolled
 from fewstep.updates import Update, evaluations
 from fewstep.watch import Watch
 
 T = TypeVar("T")
-
-
-class Point(NamedTuple):
-    """A task's query set seen from one step of adaptation.
-
-    loss : [B];  prediction : [B, ...] where batches are `(x, y)`, else None
-    """
-
-    loss: Tensor
-    prediction: Tensor | None
 
 
 def last_step(learner: Learner, tasks: Task) -> Tensor:
@@ -52,7 +42,7 @@ class Learner(nn.Module):
     adapt : name patterns of the parameters that adapt; all others are shared by the tasks, and meta-learned too
     start : where adaptation starts, see `fewstep.starts`; None starts at the meta-parameters themselves
     derivative : of the inner gradient: "exact", "none" (first order) or "finite_difference" (Hessian-free)
-    exact_from : before this `iteration`, which `train` counts, the derivative is "none"
+    exact_from : before this `iteration`, which `train` and `MetaStep` count, the derivative is "none"
     outer : the outer objective, `losses [B] = outer(learner, tasks)`
     normalisation : by which statistics batch norm normalises, see `fewstep.normalisation`; may be set anew at any time
     inner_loss : the loss on the support set, where it is another one; may have parameters, as any loss
@@ -92,7 +82,8 @@ class Learner(nn.Module):
         self.start, self.outer, self.stream = start, outer, stream
         self.steps = _not_negative(steps)
         self.derivative: Derivative = derivative
-        self.exact_from, self.iteration = exact_from, 0
+        self.exact_from = exact_from
+        self.iteration: int | None = None  # nobody has counted yet
         self.objective.give_each_step(per_step, max(steps, 1))
         self.per_step = nn.ParameterList(self.objective.per_step.values())
         self.memory = Memory(segment, offload)
@@ -140,7 +131,16 @@ class Learner(nn.Module):
     @property
     def order(self) -> Derivative:
         """The derivative at the present iteration."""
-        return self.derivative if self.iteration >= self.exact_from else "none"
+        present = self.counted if self.exact_from and torch.is_grad_enabled() else self.iteration or 0
+        return self.derivative if present >= self.exact_from else "none"
+
+    @property
+    def counted(self) -> int:
+        """The present iteration; `InputError` where nobody counts, and what depends on it would never change."""
+        if self.iteration is None:
+            raise InputError("set learner.iteration before each meta-step: what it does depends on the number; "
+                             "fewstep.train and fewstep.MetaStep set it by themselves")  # fmt: skip
+        return self.iteration
 
     def forward(self, tasks: Task) -> Tensor:
         """The outer objective [B] of each task: by default, the query loss after adaptation to its support set.
@@ -269,7 +269,7 @@ class Learner(nn.Module):
         self._check_engine(self.engine)  # the derivative may have been set since
         exact, batched = self.order == "exact", self.engine.method == "vmap"
         first = Task(at_step(tasks.support, 0, self.stream, axis=1), tasks.query)
-        with guard(self.objective, first, self._of_one, exact=exact, batched=batched):
+        with guard(self.objective, first, self._of_one, lambda: self.known(tasks), exact=exact, batched=batched):
             yield moment
         self._checked = moment
 

@@ -53,6 +53,13 @@ class MetaStep:
 
     def __call__(self, tasks: Task, lr: float) -> Tensor:
         """Raises `DivergenceError`, before anything has moved, where the loss or a gradient is not finite."""
+        number = self.learner.iteration or 0
+        self.learner.iteration = number
+        loss = self._moved(tasks, lr)
+        self.learner.iteration = number + 1
+        return loss
+
+    def _moved(self, tasks: Task, lr: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self._is_one_call(tasks) and (known := self._one_call(tasks, lr)) is not None:

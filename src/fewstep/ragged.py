@@ -40,8 +40,8 @@ def masked(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Any]:
 
         L = sum_i mask_i l(f(x_i), y_i) / sum_i mask_i
 
-    Exact: losses and gradients are those of each task without padding. Any learner and engine takes it; what it gives
-    is `(L, f(x))`, so that "accuracy" and "mse" work, which count real examples only.
+    Exact: losses and gradients are those of each task without padding. Any `Learner` and engine takes it, a metric
+    learner does not; what it gives is `(L, f(x))`, so that "accuracy" and "mse" work, which count real examples only.
 
     loss : `loss(prediction, target)` with one value for each example, [n] or [n, ...], of which the mean is taken, such
         as `functools.partial(cross_entropy, reduction="none")`

@@ -43,6 +43,16 @@ class Task(NamedTuple):
         return tree_map(lambda leaf: leaf.to(device), self)  # type: ignore[no-any-return]
 
 
+class Point(NamedTuple):
+    """A task's query set seen from one step of adaptation.
+
+    loss : [B];  prediction : [B, ...] where batches are `(x, y)`, else None
+    """
+
+    loss: Tensor
+    prediction: Tensor | None
+
+
 class Joint(NamedTuple):
     """Query examples, with those before them by which norm layers go: those of the support set."""
 

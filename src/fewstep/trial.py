@@ -47,7 +47,9 @@ class Bench:
     def __init__(self, learner: Learner, tasks: Task, clip: float | None, average: Average | None) -> None:
         frozen = {id(value): value for value in learner.parameters() if not value.requires_grad}
         self.learner = copy.deepcopy(learner, memo=frozen)
-        self.learner.iteration = max(learner.iteration, learner.exact_from)  # its derivative is the one that takes long
+        self.learner.iteration = max(
+            learner.iteration or 0, learner.exact_from
+        )  # its derivative is the one that takes long
         self.parameters = [value for value in self.learner.parameters() if value.requires_grad]
         self.tasks = tasks
         self.device = self.parameters[0].device

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.errors import InputError
 from fewstep.functional import Loss, Place, tensors_by_name
 from fewstep.implicit import Solve, Solver, implicit
 from fewstep.learner import Learner
@@ -61,6 +62,7 @@ def imaml(model: nn.Module, loss: Loss, *, lr: float, steps: int = 1, strength: 
     lr : of the inner steps on the proximal loss
     steps : as many as bring it near its minimum, so rather 10 to 20
     strength : lambda, above 0; the authors have 2.0 for Omniglot
+    lr * strength has to stay below 2: from there on the inner loop diverges
     solver, iterations : "cg" or "neumann", see `fewstep.implicit.Solve`; the authors have 5 of conjugate gradient
     options : as for `fewstep.Learner`
 
@@ -75,4 +77,9 @@ def imaml(model: nn.Module, loss: Loss, *, lr: float, steps: int = 1, strength: 
     (0.25, 0.5, 0.0)
     """
     outer = ImplicitGradient(Solve(strength, solver, iterations))
+    if lr * strength >= 2:
+        raise InputError(
+            f"lr * strength is {lr * strength}: from 2 on the pull to the start alone makes each step overshoot "
+            "further; lower lr, best to where it is below 1"
+        )
     return Learner(model, loss, Proximal(SGD(lr), strength), steps=steps, outer=outer, **options)

@@ -37,12 +37,12 @@ class MultiStep:
         return [early] * (steps - 1) + [1 - (steps - 1) * early]
 
     def __call__(self, learner: Learner, tasks: Task) -> Tensor:
-        if learner.iteration >= self.anneal or learner.steps == 0:
+        if not self.anneal or learner.steps == 0 or learner.counted >= self.anneal:
             return last_step(learner, tasks)
         path = learner.inner_loop(tasks.support, learner.steps)
         next(path)
         losses = [learner.query_loss(theta, step, tasks) for step, theta in enumerate(path, start=1)]
-        weights = losses[0].new_tensor(self.weights(learner.steps, learner.iteration))
+        weights = losses[0].new_tensor(self.weights(learner.steps, learner.counted))
         return weights @ torch.stack(losses)
 
 
@@ -80,9 +80,10 @@ def maml_pp(model: nn.Module, loss: Loss, *, lr: float, steps: int = 1, multi_st
     >>> _ = nn.init.constant_(model.weight, 1.0)
     >>> x, y = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
     >>> learner = maml_pp(model, nn.functional.mse_loss, lr=0.1, steps=2)
+    >>> learner.iteration = 0                              # as `train` and `MetaStep` count
     >>> round(learner(Task(support=(x, y), query=(x, y))).item(), 4)    # (0.64 + 0.4096) / 2
     0.5248
-    >>> learner.iteration = 5000                           # as `train` counts
+    >>> learner.iteration = 5000
     >>> round(learner(Task(support=(x, y), query=(x, y))).item(), 4)
     0.4096
     """

@@ -1,4 +1,4 @@
-"""Meta-SGD (Li, Zhou, Chen, Li 2017, arXiv 1707.03835, Algorithm 1)."""
+"""Meta-SGD (Li, Zhou, Chen, Li 2017, arXiv 1707.09835, Algorithm 1)."""
 
 from __future__ import annotations
 

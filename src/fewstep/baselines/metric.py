@@ -15,8 +15,8 @@ from fewstep.checks import check_examples, check_tasks, check_values_behind
 from fewstep.engine import Engine
 from fewstep.errors import InputError
 from fewstep.labels import check_query, ways_of
-from fewstep.learner import Point
-from fewstep.task import Batch, Task, one_task, task_count
+from fewstep.normalisation import Policy, Statistics, batch_norms, normalised
+from fewstep.task import Batch, Point, Task, one_task, task_count
 
 
 class MetricLearner(nn.Module, ABC):
@@ -37,6 +37,8 @@ class MetricLearner(nn.Module, ABC):
         if not isinstance(embed, nn.Module):
             raise InputError(f"the embedding must be a torch.nn.Module, but a {type(embed).__name__} came")
         self.embed = embed
+        self._normalisation: Policy | None = None
+        self.iteration: int | None = None  # is counted as a learner's; nothing depends on it
 
     @abstractmethod
     def classify(self, support: Tensor, y: Tensor, query: Tensor, ways: int) -> Tensor:
@@ -51,6 +53,17 @@ class MetricLearner(nn.Module, ABC):
     def engine(self, engine: Engine) -> None:
         if engine != Engine():
             raise InputError(f"a metric learner has one way to compute, Engine(), but Engine '{engine}' came")
+
+    @property
+    def normalisation(self) -> Policy | None:
+        """By which statistics batch norm normalises: as the layers do by themselves, or "batch", each set's own."""
+        return self._normalisation
+
+    @normalisation.setter
+    def normalisation(self, policy: Policy | None) -> None:
+        if policy not in (None, "batch"):
+            raise InputError(f"a metric learner normalises by None or 'batch', but {policy!r} came")
+        self._normalisation = policy
 
     def forward(self, tasks: Task) -> Tensor:
         """The query loss [B] of each task. It can be differentiated by every parameter."""
@@ -74,14 +87,15 @@ class MetricLearner(nn.Module, ABC):
         task_count(support)
         check_examples(support, "support")
         ways = ways_of(support)
-        _check_running_statistics(self.embed)
+        _check_running_statistics(self)
         frozen = {id(value): value for value in self.parameters() if not value.requires_grad}
         x, y = support
         return _Classifier(copy.deepcopy(self, memo=frozen), self.features(x[0]), y[0].long(), ways)
 
     def features(self, x: Tensor) -> Tensor:
         """x [examples, ...] -> [examples, F]"""
-        out = self.embed(x)
+        with normalised(self.normalisation, Statistics(), batch_norms(self.embed)):
+            out = self.embed(x)
         if not isinstance(out, Tensor) or out.dim() < 2 or out.shape[0] != x.shape[0]:
             came = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise InputError(f"the embedding must give [examples, features], but gave {came} for x {tuple(x.shape)}")
@@ -92,7 +106,7 @@ class MetricLearner(nn.Module, ABC):
         ways = ways_of(tasks.support)
         check_query(tasks.query, ways)
         (support, y), (query, target) = tasks
-        _check_running_statistics(self.embed)
+        _check_running_statistics(self)
 
         def one(support: Tensor, y: Tensor, query: Tensor) -> Tensor:
             return self.classify(self.features(support), y, self.features(query), ways)
@@ -125,10 +139,13 @@ def _check_steps(steps: int) -> None:
         raise InputError(f"the number of steps must be an integer of at least 0, but {steps!r} came")
 
 
-def _check_running_statistics(embed: nn.Module) -> None:
-    for name, module in embed.named_modules():
+def _check_running_statistics(learner: MetricLearner) -> None:
+    if learner.normalisation is not None:
+        return
+    for name, module in learner.embed.named_modules():
         if module.training and getattr(module, "running_mean", None) is not None:
             raise InputError(
                 f"{type(module).__name__} '{name}' keeps running statistics, which would mix the tasks; call "
-                "fewstep.use_batch_statistics(embed), or put it in eval mode to keep the statistics that it has"
+                "fewstep.use_batch_statistics(embed), set the learner's normalisation to 'batch', or put it in eval "
+                "mode to keep the statistics that it has"
             )

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from fewstep.data.episodes import Episodes, numbered_generator
 from fewstep.errors import DivergenceError, FewstepError, InputError
 from fewstep.functional import Place, Tensors
-from fewstep.learner import Learner, Point
+from fewstep.learner import Learner
 from fewstep.progress import narrate
 from fewstep.rl.environments import Environment
 from fewstep.rl.experience import Experience, Trajectories
 from fewstep.rl.policies import Policy
 from fewstep.rl.rollout import learned_from, rollout
-from fewstep.task import Task
+from fewstep.task import Point, Task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from fewstep.functional import Tensors
-from fewstep.learner import Learner, Point
+from fewstep.learner import Learner
 from fewstep.rl.environments import Environment, Trials
 from fewstep.rl.explorer import Explorer
 from fewstep.rl.policies import Acting, Policy
-from fewstep.task import Task
+from fewstep.task import Point, Task
 
 
 class RecurrentPolicy(Policy):

@@ -18,7 +18,7 @@ Per = Literal["tensor", "element"]
 class LearnedRates(nn.Module):
     """theta' = theta - alpha * g, where alpha is meta-learned
 
-        per="element"          one rate for each element: Meta-SGD (Li et al. 2017, arXiv 1707.03835, equation 2)
+        per="element"          one rate for each element: Meta-SGD (Li et al. 2017, arXiv 1707.09835, equation 2)
         per="tensor", steps=n  one rate for each named tensor and step: LSLR of MAML++ (Antoniou et al. 2019,
                                arXiv 1810.09502)
         per="tensor"           one rate for each named tensor
