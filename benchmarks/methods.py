@@ -2,7 +2,8 @@
 
 python -m benchmarks.methods [--methods maml anil ...] [--data omniglot glyphs] [--iterations N] [--out FOLDER]
 
-Each method is a `fewstep train` and a `fewstep evaluate` of its own, with one thread, two at a time. What has been
+Each method is a `fewstep train` and a `fewstep evaluate` of its own, with one thread, two at a time; metric learners,
+which adapt without steps, stand beside them (`benchmarks.metric_learners`). What has been
 evaluated is not run again; what was stopped goes on. Settings beside the budget are the recipe's, and
 where a method needs others, those of `settings`.
 """
@@ -25,16 +26,18 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+from benchmarks.metric_learners import KINDS
 from benchmarks.workloads import origin
 from fewstep import algorithms
 from fewstep.errors import InputError
+from fewstep.run import Run
 
 DATA = {
     "omniglot": ["omniglot-20way-1shot", "--meta-batch", "4", "--inner-steps", "3"],
     "glyphs": ["glyphs-5way-1shot", "--meta-batch", "4", "--inner-steps", "3", "--inner-lr", "0.1"],
 }
 WAYS = {"omniglot": 20, "glyphs": 5}
-METHODS = tuple(algorithms.__all__)
+METHODS = (*algorithms.__all__, *KINDS)
 
 
 def settings(method: str, ways: int) -> list[str]:
@@ -101,29 +104,42 @@ def _run(data: str, method: str, options: Options) -> str:
         return f"{data}, {method}: there already"
     folder.parent.mkdir(parents=True, exist_ok=True)
     resumed = folder.exists()  # then the time of what came before is not known
-    kind = "pieces" if options.compiled else "no"
-    engine = ["--no-plan", "--compile", kind, "--chunk", "1", "--convolution", "matmul"]
-    train = [*DATA[data], "--algorithm", method, "--iterations", str(options.iterations),
-             "--check-every", str(max(options.iterations // 2, 1)), "--validation-episodes", str(options.validation),
-             "--test-steps", "5", "--out", str(folder), *settings(method, WAYS[data])]  # fmt: skip
     log = options.out / data / f"{method}.log"
-    code, seconds, peak = _wait(["train", *train, *([] if options.plan else engine)], log)
-    if code == 0:
-        code, *_ = _wait(["evaluate", str(folder), "--no-baselines", "--first-only", "--episodes",
-                         str(options.episodes)], log)  # fmt: skip
+    training, *judging = _commands(data, method, folder, options)
+    code, seconds, peak = _wait(training, log)
+    for command in judging if code == 0 else []:
+        code, *_ = _wait(command, log)
     if code:
         return f"{data}, {method}: failed with code {code}, see {log}"
     (folder / "cost.json").write_text(json.dumps({"seconds": None if resumed else seconds, "peak_mib": peak}))
     return f"{data}, {method}: {_accuracy(folder)}"
 
 
+def _commands(data: str, method: str, folder: Path, options: Options) -> list[list[str]]:
+    """The modules that train a method, and then judge it."""
+    amounts = ["--iterations", str(options.iterations)]
+    episodes, out = ["--episodes", str(options.episodes)], ["--out", str(folder)]
+    if method in KINDS:
+        validation = ["--validation", str(options.validation)]
+        return [["benchmarks.metric_learners", method, DATA[data][0], *amounts, *validation, *episodes, *out]]
+    kind = "pieces" if options.compiled else "no"
+    engine = ["--no-plan", "--compile", kind, "--chunk", "1", "--convolution", "matmul"]
+    checks = ["--check-every", str(max(options.iterations // 2, 1)), "--validation-episodes", str(options.validation)]
+    train = [*DATA[data], "--algorithm", method, *amounts, *checks, "--test-steps", "5", *out,
+             *settings(method, WAYS[data])]  # fmt: skip
+    return [
+        ["fewstep", "train", *train, *([] if options.plan else engine)],
+        ["fewstep", "evaluate", str(folder), "--no-baselines", "--first-only", *episodes],
+    ]
+
+
 def _wait(arguments: Sequence[str], log: Path) -> tuple[int, float, float]:
-    """A `fewstep` command with one thread: its exit code, the processor's seconds, its compiler's too (the machine is
+    """A module of Python with one thread: its exit code, the processor's seconds, its compiler's too (the machine is
     shared, so that the clock's do not count), and the most MiB that the command itself held, its compiler's not."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     peak = 0
     with log.open("a") as output:
-        process = subprocess.Popen([sys.executable, "-m", "fewstep", *arguments], stdout=output, stderr=output,
+        process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=output, stderr=output,
                                    env=environment)  # fmt: skip
         ended = 0
         while not ended:
@@ -142,8 +158,7 @@ def _held(process: int) -> int:
 
 def _pace(folder: Path) -> str:
     """Milliseconds of a training step in the fastest stretch between two lines of the log: the machine is shared."""
-    events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    marks = [(event["step"], event["seconds"]) for event in events if "seconds" in event]
+    marks = [(event["step"], event["seconds"]) for event in Run(folder).metrics() if "seconds" in event]
     paces = [(late[1] - early[1]) / (late[0] - early[0]) for early, late in pairwise(marks) if late[0] > early[0]]
     return f"{1000 * min(paces):.0f}" if paces else ""
 
@@ -174,6 +189,7 @@ def _row(folder: Path) -> dict[str, Any]:
     cost = json.loads((folder / "cost.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     cells = [f"{100 * point['mean']:.2f} ± {100 * point['ci95']:.2f}" for point in evaluation["by_step"]]
+    first = cells[1] if len(cells) > 1 else ""  # metric learners take no steps
     last = evaluation["by_step"][-1]
     about = (
         f"{config['iterations']:,} iterations, the best validated weights, "
@@ -184,7 +200,7 @@ def _row(folder: Path) -> dict[str, Any]:
     columns = [
         folder.name,
         f"**{cells[-1]}**",
-        cells[1],
+        first,
         f"{config['inner_steps']}, {last['step']}",
         seconds,
         _pace(folder),

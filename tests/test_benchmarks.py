@@ -18,7 +18,7 @@ from benchmarks.results import Entry, Fresh, Result, load, times_faster
 from benchmarks.tables import as_markdown, as_table
 from benchmarks.workers import FailureError, Group, Job, Turn, agreement
 from benchmarks.workloads import TASKS, WORKLOADS, Workload, miniimagenet
-from fewstep import cli
+from fewstep import algorithms, cli
 
 COMPILING = {"torch.func, compiled", "fewstep, compiled"}
 QUICK = [family for family in contenders.FAMILIES if family not in {*COMPILING, "matrix product"}]
@@ -173,12 +173,14 @@ def test_memory(name: memory.Name) -> None:
 
 
 def test_methods_end_to_end(tmp_path: Path) -> None:
-    smoke = "--methods maml reptile --data glyphs --iterations 2 --validation 2 --episodes 2 --no-compiled"
-    cli.main(["bench", "methods", *smoke.split(), "--out", str(tmp_path)])
+    names = ["maml", "reptile", "protonet", "nearest_pixels"]
+    smoke = "--data glyphs --iterations 2 --validation 2 --episodes 2 --no-compiled"
+    cli.main(["bench", "methods", "--methods", *names, *smoke.split(), "--out", str(tmp_path)])
     text = (tmp_path / "methods.md").read_text()
     assert "### glyphs: 2 iterations, the best validated weights, 2 episodes" in text
-    assert all(f"| {name} |" in text for name in ("maml", "reptile"))
+    assert all(f"| {name} |" in text for name in names)
     assert "| 3, 5 |" in text
+    assert set(algorithms.__all__) < set(methods.METHODS)
     cost = json.loads((tmp_path / "glyphs" / "maml" / "cost.json").read_text())
     assert cost["peak_mib"] > 50
     lines = [
