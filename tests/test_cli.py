@@ -239,6 +239,30 @@ PAPER: dict[str, dict[str, Any]] = {
 }
 
 
+CLIP = 10  # of the authors' loss, on Mini-ImageNet; ours is shots / queries times it
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "miniimagenet-5way-1shot": {"inner_lr": 0.01, "inner_steps": 5, "meta_batch": 4, "clip": CLIP / 15, "filters": 32},
+    "miniimagenet-5way-5shot": {"inner_lr": 0.01, "inner_steps": 5, "meta_batch": 2, "clip": CLIP / 3, "filters": 32},
+    "miniimagenet-5way-5shot-first-order": {"derivative": "none", "meta_batch": 2, "clip": CLIP / 3, "queries": 15},
+    "miniimagenet-5way-1shot-maml-pp": {"inner_lr": 0.01 / 5, "schedule": "constant", "clip": 5 * CLIP, "filters": 48},
+    "omniglot-20way-5shot-maml-pp": {"inner_lr": 0.1 / 20, "schedule": "cosine", "inner_steps": 5, "meta_batch": 8},
+    "miniimagenet-5way-1shot-unicorn": {"inner_lr": 0.1 / 5, "inner_steps": 5, "test_steps": 5, "derivative": "none"},
+    "miniimagenet-5way-5shot-unicorn": {"inner_lr": 0.1 / 5, "inner_steps": 20, "test_steps": 20, "queries": 15},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_other_recipes_have_the_published_settings(name: str) -> None:
+    """Their inner rates are of the mean loss, ours of N times it."""
+    for field, value in PUBLISHED[name].items():
+        assert getattr(RECIPES[name], field) == pytest.approx(value)
+
+
+def test_the_authors_clip_goes_with_its_shots_and_queries(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    told = fails(capsys, "train", "miniimagenet-5way-1shot", "--shots", "5", "--out", str(tmp_path / "run"))
+    assert "for 5 and 15 theirs is --clip 3.333" in told
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_recipes_have_the_papers_settings(name: str) -> None:
     recipe = RECIPES[name]

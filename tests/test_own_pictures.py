@@ -127,6 +127,8 @@ def test_exports_answer_as_the_classifier(world: Path, tmp_path: Path) -> None:
 
 
 def test_all_protocols_in_one_table(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = fails(capsys, "evaluate", str(world / "run"), "--all-protocols", "--normalisation", "support")
+    assert "leave out --normalisation" in told
     main(["evaluate", str(world / "run"), "--all-protocols", "--episodes", "30"])
     out = capsys.readouterr().out
     content = json.loads((world / "run" / "protocols.json").read_text())
@@ -152,7 +154,7 @@ def test_a_residual_net_warmed_up_on_augmented_pictures(world: Path, tmp_path: P
         *more.split(),
     ]
     main([*arguments, "--out", str(tmp_path)])
-    warm = Run(tmp_path).load_weights("baselines/warm-up.safetensors")
+    warm = Run(tmp_path).load_weights("baselines/pre-trained-on-all-classes--fine-tuned.safetensors")
     now = Run(tmp_path).load_weights("model.safetensors")
     assert int(warm["blocks.0.norms.0.num_batches_tracked"]) == 3
     moved = [(now[f"model.{name}"] - value).abs().max() for name, value in warm.items() if name.endswith("weight")]

@@ -151,6 +151,8 @@ def _evaluate(arguments: list[str]) -> None:
     options = _parsed(EvaluateOptions, "fewstep evaluate", arguments)
     console = Console()
     if options.all_protocols:
+        if options.normalisation or options.first_only:
+            raise InputError("--all-protocols says by itself how to judge; leave out --normalisation and --first-only")
         console.print(protocols_table(evaluate_all(options.run, options.weights, options.episodes)))
         print(options.run / "protocols.json")
         return

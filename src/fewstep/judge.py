@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,16 +33,19 @@ from fewstep.task import Task
 
 def evaluate_run(
     path: Path, weights: str = "best", baselines: bool = True, episodes: int | None = None,
-    normalisation: Policy = "batch", first_only: bool = False,
+    normalisation: Policy | None = None, first_only: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Judge a run under the protocols of its recipe, beside the baselines, and write evaluation.json.
 
-    normalisation : by which statistics batch norm goes, in the learner and in the baselines
+    normalisation : by which statistics batch norm goes, in the learner and in the baselines; by default as the
+        protocols say
     first_only : of all test protocols only the first, the paper's own
     """
     judged = _Judged.of(path, weights, episodes)
     recipe, started = judged.recipe, time.monotonic()
-    protocols = [_under(normalisation, protocol) for protocol in recipe.protocols()[: 1 if first_only else None]]
+    protocols = recipe.protocols()[: 1 if first_only else None]
+    if normalisation is not None:
+        protocols = _under(normalisation, protocols)
     policy = protocols[0].normalisation
     learner = judged.learners(policy, 1)
     contenders = contenders_of(recipe, judged.run, policy) if baselines else []
@@ -76,6 +79,7 @@ def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None)
         if protocol.checkpoints > 1:
             there = len(judged.checkpoints(protocol.checkpoints))
             if weights != "best" or there < 2:
+                narrate(f"without the ensemble: it is of the best checkpoints, of which there are {there}")
                 continue
             protocol = dataclasses.replace(protocol, checkpoints=there)
         way = id(protocol.tasks), protocol.normalisation, protocol.checkpoints, protocol.permutations
@@ -127,7 +131,10 @@ def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int
         worlds = [
             [protocol.about.get(key) for key in ("world", "horizon", "trajectories")] for protocol in (one, other)
         ]
-        if one.episodes != other.episodes or worlds[0] != worlds[1] or not _same(one.tasks[0], other.tasks[0]):
+        if one.episodes != other.episodes:
+            counts = f"{one.episodes} test tasks, and {second} on {other.episodes}"
+            raise InputError(f"{first} is judged on {counts}; say on how many both: --episodes")
+        if worlds[0] != worlds[1] or not _same(one.tasks[0], other.tasks[0]):
             raise InputError(
                 f"{first} is judged on {one.name} ({', '.join(words(one.about))}), {second} on {other.name} "
                 f"({', '.join(words(other.about))}), or their data differ; only runs on the same test tasks can be "
@@ -193,15 +200,14 @@ class _Judged:
         return found
 
 
-def _under(normalisation: Policy, protocol: Protocol) -> Protocol:
-    """The protocol with another normalisation, where it knows any."""
-    if protocol.normalisation is not None:
-        return dataclasses.replace(protocol, normalisation=normalisation)
-    if normalisation != "batch":
+def _under(normalisation: Policy, protocols: Sequence[Protocol]) -> list[Protocol]:
+    """The protocols of the first one's normalisation with another one, where it knows any."""
+    if (own := protocols[0].normalisation) is None:
         raise InputError(
             f"the net of this recipe has no batch normalisation; leave out --normalisation {normalisation}"
         )
-    return protocol
+    same = [protocol for protocol in protocols if protocol.normalisation == own]
+    return [dataclasses.replace(protocol, normalisation=normalisation) for protocol in same]
 
 
 def _prepare(policy: Policy | None, training: Callable[[], Episodes], steps: int, learner: Learner) -> None:

@@ -53,7 +53,9 @@ def comparison_table(first: str, second: str, found: Sequence[Mapping[str, Any]]
     """Two runs side by side, a row for each protocol."""
     title = f"{first} and {second}: {label(found[0]['metric'])}"
     told = ", ".join(words({**found[0]["protocol"], "queries_per_class": None, "shots": None, "inner_lr": None}))
-    result = Table(title=Text(title), caption=Text(f"the same {found[0]['episodes']:,} episodes for both, {told}"))
+    steps = " and ".join(dict.fromkeys(str(result.step) for result in found[0]["results"]))
+    about = f"the same {found[0]['episodes']:,} episodes for both, after {steps} inner steps, {told}"
+    result = Table(title=Text(title), caption=Text(about))
     for name in ("protocol", "first", "second", "difference", "p"):
         result.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=name != "protocol")
     for entry in found:

@@ -20,9 +20,11 @@ from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.losses import summed_over_ways
+from fewstep.patterns import head_of
 from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe
 
+PRETRAINED = "pre-trained on all classes, fine-tuned"
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 MANY = (600, 2_000, 10_000)
 
@@ -142,7 +144,7 @@ class ClassificationRecipe(Recipe):
                         normalisation="batch")  # fmt: skip
 
     def baselines(self) -> list[Baseline]:
-        return [self.pretrained("pre-trained on all classes, fine-tuned", self.pretrain_iterations)]
+        return [self.pretrained(PRETRAINED, self.pretrain_iterations)]
 
     def pretrained(self, name: str, iterations: int) -> Baseline:
         """The net with the body of a classifier of all training classes, to be fine-tuned."""
@@ -157,6 +159,7 @@ class ClassificationRecipe(Recipe):
         pretrain_on_classes(classifier, images, iterations=iterations, seed=self.seed, rotate=self.rotate,
                             augment=self.changes)  # fmt: skip
         trained = classifier.state_dict()
+        head = f"{head_of(model)}."
         for name, value in model.state_dict().items():
-            value.copy_(trained[name] if trained[name].shape == value.shape else torch.zeros_like(value))
+            value.copy_(torch.zeros_like(value) if name.startswith(head) else trained[name])
         return {}

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from fewstep import models
-from fewstep.baselines import trained_net
+from fewstep.baselines import Baseline, trained_net
 from fewstep.data.augment import Augment
 from fewstep.data.episodes import ClassEpisodes
 from fewstep.data.image_folder import load_image_folder
@@ -21,8 +21,10 @@ from fewstep.distributed import from_first
 from fewstep.errors import InputError
 from fewstep.progress import narrate
 from fewstep.protocol import Protocol
-from fewstep.recipes.classification import ClassificationRecipe
+from fewstep.recipes.classification import PRETRAINED, ClassificationRecipe
 from fewstep.run import Run
+
+AUTHORS_CLIPS = (10 / 15, 10 * 5 / 15)  # of the named recipes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class PicturesRecipe(ClassificationRecipe):
     augment: bool = False
     """Shift, mirror and recolour the pictures of training, of the warm-up and of the pre-trained baseline too."""
     warm_up: int = 0
-    """Iterations of training on all training classes together, 128 pictures each, before meta-training."""
+    """Iterations of training on all training classes together, 128 pictures each, before meta-training; in one go: what
+    is stopped begins again."""
     pool: bool = True
 
     @property
@@ -69,11 +72,14 @@ class PicturesRecipe(ClassificationRecipe):
         about = {**last.about, "augmentation": "the support set and 4 changed copies of it"}
         return [*found, replace(last, permutations=1, tasks=views, about=about)]
 
+    def baselines(self) -> list[Baseline]:
+        return [self.pretrained(PRETRAINED, self.warm_up or self.pretrain_iterations)]
+
     def first_model(self, run: Run) -> nn.Module:
         model = self.initial_model()
         if self.warm_up:
             narrate(f"training on all classes for {self.warm_up} iterations first")
-            warm = self.pretrained("warm-up", self.warm_up)
+            (warm,) = self.baselines()
             model.load_state_dict(from_first(lambda: trained_net(warm, run)[0].state_dict()))
         return model
 
@@ -95,6 +101,15 @@ class MiniImageNetRecipe(PicturesRecipe):
 
     channels: ClassVar[int] = 3
     side: ClassVar[int] = 84
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        queries = self.shots if self.queries is None else self.queries
+        if self.clip in AUTHORS_CLIPS and abs(self.clip - (own := 10 * self.shots / queries)) > 1e-9:
+            raise InputError(
+                f"--clip {self.clip:.4g} is the authors' for other numbers of shots or queries; for {self.shots} and "
+                f"{queries} theirs is --clip {own:.4g}"
+            )
 
     def images(self, split: Split) -> ImageTable:
         return _mini_imagenet(split, self.root)
@@ -134,6 +149,11 @@ class ImageFolderRecipe(PicturesRecipe):
     @property
     def summary(self) -> str:
         return f"your own pictures, --data DIR with a folder for each class: {super().summary}"
+
+    def protocols(self) -> list[Protocol]:
+        """As ever, and with each query by itself: what a classifier made by `fewstep adapt` does."""
+        found = super().protocols()
+        return [*found, replace(found[-1], name=f"{found[-1].name}, each by itself", normalisation="support")]
 
     def images(self, split: Split) -> ImageTable:
         if self.data is None:

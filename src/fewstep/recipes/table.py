@@ -9,7 +9,8 @@ from fewstep.recipes.sinusoid import SinusoidRecipe
 from fewstep.recipes.worlds import BanditRecipe, MetaWorldRecipe, NavigationRecipe, RunnerRecipe, TabularRecipe
 
 
-# As MAML++'s own configurations; their inner rates are of the mean cross-entropy, ours of N times it.
+# As MAML++'s own configurations, whose inner rates and clips are of the mean cross-entropy, ours of N times it. Theirs
+# end the cosine at 1e-5, and their norms have a scale too.
 def _omniglot_pp(ways: int, shots: int) -> OmniglotRecipe:
     return OmniglotRecipe(ways=ways, shots=shots, queries=1, algorithm="maml_pp", algorithm_options="anneal=5000",
                           schedule="cosine", iterations=50_000, meta_batch=8, inner_lr=0.1 / ways, inner_steps=5,
@@ -18,15 +19,24 @@ def _omniglot_pp(ways: int, shots: int) -> OmniglotRecipe:
 
 def _mini_imagenet_pp(shots: int) -> MiniImageNetRecipe:
     return MiniImageNetRecipe(shots=shots, test_queries=15, filters=48, algorithm="maml_pp",
-                              algorithm_options="anneal=7500", schedule="cosine", iterations=50_000, meta_batch=2,
-                              inner_lr=0.01 / 5, test_steps=5, clip=None)  # fmt: skip
+                              algorithm_options="anneal=7500", iterations=50_000, meta_batch=2, inner_lr=0.01 / 5,
+                              test_steps=5, clip=10.0 * 5)  # fmt: skip
 
 
 def _mini_imagenet_unicorn(shots: int) -> MiniImageNetRecipe:
-    """A residual net trained on all classes, then UNICORN-MAML with many inner steps (Ye and Chao 2022)."""
+    """A residual net trained on all classes, then first-order UNICORN-MAML, as its authors' commands but for Adam."""
+    steps = {1: 5, 5: 20}[shots]
     return MiniImageNetRecipe(shots=shots, test_queries=15, network="resnet12", filters=64, warm_up=30_000,
-                              augment=True, algorithm="unicorn_maml", iterations=10_000, meta_lr=1e-4, meta_batch=1,
-                              inner_lr=0.05 / 5, inner_steps=15, test_steps=20, clip=None)  # fmt: skip
+                              augment=True, algorithm="unicorn_maml", derivative="none", iterations=10_000,
+                              meta_lr=1e-4, meta_batch=1, inner_lr=0.1 / 5, inner_steps=steps, test_steps=steps,
+                              clip=None)  # fmt: skip
+
+
+def _mini_imagenet_best(shots: int) -> MiniImageNetRecipe:
+    """What pays together, on the paper's four layers: wider, augmented, trained on all classes first, many steps."""
+    return MiniImageNetRecipe(shots=shots, test_queries=15, filters=128, warm_up=30_000, augment=True,
+                              algorithm="unicorn_maml", iterations=20_000, schedule="cosine", meta_lr=1e-4,
+                              meta_batch=2, inner_lr=0.05 / 5, inner_steps=15, test_steps=15, clip=None)  # fmt: skip
 
 
 RECIPES: dict[str, Recipe] = {
@@ -39,12 +49,15 @@ RECIPES: dict[str, Recipe] = {
     "omniglot-5way-1shot-mlp": OmniglotRecipe(network="mlp"),
     "omniglot-5way-5shot-mlp": OmniglotRecipe(network="mlp", shots=5),
     "miniimagenet-5way-1shot": MiniImageNetRecipe(),
-    "miniimagenet-5way-5shot": MiniImageNetRecipe(shots=5, meta_batch=2, clip=10 / 3),
+    "miniimagenet-5way-5shot": MiniImageNetRecipe(shots=5, meta_batch=2, clip=10 * 5 / 15),
     "miniimagenet-5way-1shot-first-order": MiniImageNetRecipe(derivative="none"),
-    "miniimagenet-5way-5shot-first-order": MiniImageNetRecipe(shots=5, meta_batch=2, clip=10 / 3, derivative="none"),
+    "miniimagenet-5way-5shot-first-order": MiniImageNetRecipe(
+        shots=5, meta_batch=2, clip=10 * 5 / 15, derivative="none"
+    ),
     **{f"omniglot-{ways}way-{shots}shot-maml-pp": _omniglot_pp(ways, shots) for ways in (5, 20) for shots in (1, 5)},
     **{f"miniimagenet-5way-{shots}shot-maml-pp": _mini_imagenet_pp(shots) for shots in (1, 5)},
     **{f"miniimagenet-5way-{shots}shot-unicorn": _mini_imagenet_unicorn(shots) for shots in (1, 5)},
+    **{f"miniimagenet-5way-{shots}shot-best": _mini_imagenet_best(shots) for shots in (1, 5)},
     "image-folder": ImageFolderRecipe(),
     "navigation": NavigationRecipe(),
     "bandits": BanditRecipe(),
