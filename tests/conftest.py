@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,14 @@ if sys.platform == "linux" and "DISPLAY" not in os.environ:
 # For a machine with a GPU: FEWSTEP_TEST_DEVICE=cuda makes tensors and models there where a test names no device.
 if device := os.environ.get("FEWSTEP_TEST_DEVICE"):
     torch.set_default_device(device)
+
+
+@pytest.fixture
+def double() -> Iterator[None]:
+    """Everything is in float64 unless a test says otherwise."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="session")

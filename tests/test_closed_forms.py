@@ -19,6 +19,7 @@ import fewstep
 from fewstep import Learner, Task
 
 TASKS, SIZE, STEPS, LR, STRENGTH = 3, 4, 3, 0.15, 2.0
+every_draw = pytest.mark.parametrize("seed", range(3))
 
 
 class Point(nn.Module):
@@ -34,9 +35,9 @@ def loss(model: Point, batch: dict[str, Tensor]) -> Tensor:
     return away @ batch["a"] @ away / 2
 
 
-def quadratics() -> tuple[Tensor, Tensor]:
+def quadratics(seed: int) -> tuple[Tensor, Tensor]:
     """A [TASKS, SIZE, SIZE] with eigenvalues from 0.3 to 4, and c [TASKS, SIZE]."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     axes = torch.linalg.qr(torch.randn(TASKS, SIZE, SIZE, dtype=torch.float64)).Q
     values = torch.rand(TASKS, SIZE, dtype=torch.float64) * 3.7 + 0.3
     return axes @ torch.diag_embed(values) @ axes.mT, 3 * torch.randn(TASKS, SIZE, dtype=torch.float64)
@@ -67,16 +68,16 @@ MATRICES: dict[str, Callable[[Tensor], Tensor]] = {
 every_method = pytest.mark.parametrize("name", BUILD)
 
 
-def optimum(name: str) -> Tensor:
-    a, c = quadratics()
+def optimum(name: str, seed: int) -> Tensor:
+    a, c = quadratics(seed)
     m = MATRICES[name](a)
     result: Tensor = torch.linalg.solve(m.sum(0), torch.einsum("bij,bj->i", m, c))
     return result
 
 
-def gradient_at(name: str, w: Tensor) -> Tensor:
+def gradient_at(name: str, w: Tensor, seed: int) -> Tensor:
     """The meta-gradient, summed over the tasks, through a real learner."""
-    a, c = quadratics()
+    a, c = quadratics(seed)
     model = Point()
     model.w.data.copy_(w)
     BUILD[name](model)(Task({"a": a, "c": c}, {"a": a, "c": c})).sum().backward()
@@ -84,34 +85,41 @@ def gradient_at(name: str, w: Tensor) -> Tensor:
     return model.w.grad
 
 
+@every_draw
 @every_method
-def test_gradient_descent_reaches_the_own_optimum_at_the_predicted_rate(name: str) -> None:
-    a, _ = quadratics()
-    values = torch.linalg.eigvalsh(MATRICES[name](a).sum(0))
+def test_gradient_descent_reaches_the_own_optimum_at_the_predicted_rate(name: str, seed: int) -> None:
+    a, _ = quadratics(seed)
+    values, axes = torch.linalg.eigh(MATRICES[name](a).sum(0))
     beta, kappa = 2 / (values[0] + values[-1]), values[-1] / values[0]
-    w, best = torch.zeros(SIZE, dtype=torch.float64), optimum(name)
-    distances: list[float] = []
-    while not distances or (distances[-1] > 1e-11 and len(distances) < 500):
-        w = w - beta * gradient_at(name, w)
-        distances.append(float((w - best).norm()))
-    assert distances[-1] <= 1e-11
-    late = [distance for distance in distances if distance > 1e-9][-4:]
-    rate = (late[-1] / late[0]) ** (1 / 3)
-    assert rate == pytest.approx(float((kappa - 1) / (kappa + 1)), rel=5e-4)
+    best = optimum(name, seed)
+
+    def distances(w: Tensor, until: float) -> list[float]:
+        found = [float((w - best).norm())]
+        while found[-1] > until and len(found) < 500:
+            w = w - beta * gradient_at(name, w, seed)
+            found.append(float((w - best).norm()))
+        return found
+
+    assert distances(torch.zeros_like(best), 1e-11)[-1] <= 1e-11
+    # From zero it may be there before the faster directions are gone: the rate is that of the two slowest ones.
+    for before, after in pairwise(distances(best + axes[:, 0] + axes[:, -1], 1e-4)):
+        assert after / before == pytest.approx(float((kappa - 1) / (kappa + 1)), rel=1e-6)
 
 
+@every_draw
 @every_method
-def test_no_method_is_still_at_the_optimum_of_another(name: str) -> None:
-    best = {other: optimum(other) for other in BUILD}
-    still = {other: float(gradient_at(name, w).norm()) for other, w in best.items()}
+def test_no_method_is_still_at_the_optimum_of_another(name: str, seed: int) -> None:
+    best = {other: optimum(other, seed) for other in BUILD}
+    still = {other: float(gradient_at(name, w, seed).norm()) for other, w in best.items()}
     assert still.pop(name) < 1e-11
     assert min(still.values()) > 1e-2
     assert min(float((w - best[name]).norm()) for other, w in best.items() if other != name) > 1e-2
 
 
-def test_the_proximal_minimum() -> None:
+@every_draw
+def test_the_proximal_minimum(seed: int) -> None:
     """theta* = (A + lambda I)^-1 (A c + lambda w)."""
-    a, c = quadratics()
+    a, c = quadratics(seed)
     model = Point()
     model.w.data += 1.0
     theta = BUILD["imaml"](model).adapt({"a": a[0], "c": c[0]}).get_parameter("w")
@@ -119,8 +127,9 @@ def test_the_proximal_minimum() -> None:
     torch.testing.assert_close(theta.detach(), expected, rtol=0, atol=1e-10)
 
 
-def test_the_error_of_first_order_is_linear_in_the_inner_rate() -> None:
-    a, c = quadratics()
+@every_draw
+def test_the_error_of_first_order_is_linear_in_the_inner_rate(seed: int) -> None:
+    a, c = quadratics(seed)
     tasks = Task({"a": a, "c": c}, {"a": a, "c": c})
 
     def error(lr: float) -> float:

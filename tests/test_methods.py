@@ -2,105 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from fewstep import Engine, InputError, Learner, MetaStep, Task, algorithms, models
-from fewstep.functional import Loss
+from fewstep import Engine, InputError, MetaStep, algorithms
 from fewstep.gradient import task_loss
+from tests.contract import CASES, EXCEPT, STEPS, TASKS, TOLERANCE, build, every_pair, tasks_of
 from tests.reference import meta_gradient, relative_error
 
-TASKS, STEPS = 3, 2
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model, a loss, and a batch of one set of TASKS tasks."""
-
-    model: Callable[[], nn.Module]
-    loss: Loss
-    batch: Callable[[], Any]
-
-
-def policy_gradient(policy: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """-mean(log pi(a|o) adv)"""
-    chosen: Tensor = policy(batch["obs"]).log_softmax(-1).gather(-1, batch["act"].unsqueeze(-1)).squeeze(-1)
-    return -(chosen * batch["adv"]).mean()
-
-
-CASES = {
-    "regression": Case(
-        lambda: models.mlp(2, 1, (6, 5), init="xavier"),
-        functional.mse_loss,
-        lambda: (torch.randn(TASKS, 5, 2), torch.randn(TASKS, 5, 1)),
-    ),
-    "convolution": Case(
-        lambda: models.conv4(3, filters=4, size=16),
-        functional.cross_entropy,
-        lambda: (torch.randn(TASKS, 6, 1, 16, 16), torch.arange(6).remainder(3).expand(TASKS, -1).clone()),
-    ),
-    "policy": Case(
-        lambda: models.mlp(3, 4, (6,), init="xavier"),
-        policy_gradient,
-        lambda: {
-            "obs": torch.randn(TASKS, 7, 3),
-            "act": torch.randint(4, (TASKS, 7)),
-            "adv": torch.randn(TASKS, 7),
-        },
-    ),
-}
-
-OPTIONS: dict[str, dict[str, Any]] = {}
-"""What a method needs beyond the uniform signature."""
-
-LABELS = "its head starts from class labels"
-EXCEPT = {("proto_maml", "regression"): LABELS, ("proto_maml", "policy"): LABELS,
-          ("unicorn_maml", "regression"): LABELS, ("unicorn_maml", "policy"): LABELS}  # fmt: skip
-"""Where a method makes no sense, and why."""
-
-TOLERANCE = {"hf_maml": 1e-6}
-"""A difference of two gradients has noise of its own."""
-
-PAIRS = [
-    pytest.param(name, case, id=f"{name}-{case}")
-    for name in algorithms.__all__
-    for case in CASES
-    if (name, case) not in EXCEPT
-]
-every_pair = pytest.mark.parametrize(("name", "case"), PAIRS)
-
-
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """Everything is in float64 unless a test says otherwise."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def build(name: str, case: str, seed: int = 0, **options: Any) -> Learner:
-    """The method on the model of a case, all parameters away from where they start."""
-    torch.manual_seed(seed)
-    model, loss = CASES[case].model(), CASES[case].loss
-    method = getattr(algorithms, name)
-    learner: Learner = method(model, loss, **{"lr": 0.1, "steps": STEPS, **OPTIONS.get(name, {}), **options})
-    learner.iteration = 0
-    with torch.no_grad():
-        for value in learner.parameters():
-            value.add_(0.05 * torch.randn_like(value))
-    return learner
-
-
-def tasks_of(case: str) -> Task:
-    torch.manual_seed(7)
-    return Task(CASES[case].batch(), CASES[case].batch())
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def copied(values: Any) -> list[Tensor]:
@@ -108,7 +22,7 @@ def copied(values: Any) -> list[Tensor]:
 
 
 def test_the_exceptions_are_of_methods_and_cases_that_there_are() -> None:
-    assert {name for name, _ in EXCEPT} | set(OPTIONS) | set(TOLERANCE) <= set(algorithms.__all__)
+    assert {name for name, _ in EXCEPT} | set(TOLERANCE) <= set(algorithms.__all__)
     assert {case for _, case in EXCEPT} <= set(CASES)
 
 

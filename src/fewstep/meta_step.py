@@ -42,7 +42,7 @@ class MetaStep:
     [0.64, 0.5184]
     """
 
-    def __init__(self, learner: Learner, optimizer: torch.optim.Adam, clip: float | None = None,
+    def __init__(self, learner: Learner, optimizer: torch.optim.Optimizer, clip: float | None = None,
                  average: Average | None = None) -> None:  # fmt: skip
         self.learner, self.optimizer, self.clip, self.average = learner, optimizer, clip, average
         self._about: Any = None  # what the next four hold for
@@ -188,7 +188,7 @@ class MetaStep:
         return state
 
 
-def _is_plain(optimizer: torch.optim.Adam) -> bool:
+def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer is Adam as in the paper."""
     if type(optimizer) is not torch.optim.Adam or len(optimizer.param_groups) != 1:
         return False
