@@ -24,9 +24,9 @@ def unicorn_maml(model: nn.Module, loss: Loss, *, lr: float, steps: int = 1, hea
 
     Derivatives: second order, by Hessian-vector products. Gradient evaluations per task: steps + 1, and `steps`
     products. Memory: the parameters of each step. Meta-learned: the body, and w and b by way of their N rows, each of
-    which gets 1/N of the gradient. Under the cross-entropy the softmax cancels what all rows have in common, so that w and b
-    have neither effect nor gradient, and a head of zeros is the same. The paper starts from a pre-trained body, and takes
-    15-20 inner steps.
+    which gets 1/N of the gradient. Under the cross-entropy the softmax cancels what all rows have in common, so that w
+    and b have neither effect nor gradient, and a head of zeros is the same. The paper starts from a pre-trained body,
+    and takes 5 to 20 inner steps.
 
     lr, steps : alpha and the inner steps in training
     head : name of the linear layer with the common vector, the last one unless given
