@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from statistics import NormalDist
 
@@ -235,6 +236,17 @@ def test_mistakes_are_told(world: Path, tmp_path: Path, capsys: pytest.CaptureFi
     found = predict(Classifier.load(Path(adapted)), [tmp_path / "bad.png", world / "queries"], "csv", skip=True)
     assert len(found.splitlines()) == 13
     assert "no run of picture classification" in fails(capsys, "adapt", _sinusoid(tmp_path), "--support", support)
+
+
+def test_a_run_that_was_not_validated_yet(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    (run / "best.safetensors").unlink()
+    adapt = ("adapt", str(run), "--support", str(world / "support3"), "--out", str(tmp_path / "adapted"))
+    for command in (adapt, ("evaluate", str(run), "--no-baselines")):
+        assert "has not been validated yet; train on, or use --weights model" in fails(capsys, *command)
+    main([*adapt, "--weights", "model"])
+    assert Classifier.load(tmp_path / "adapted").about["iterations"] == 6
 
 
 def _sinusoid(tmp_path: Path) -> str:

@@ -110,7 +110,7 @@ def adapt_run(
     if not isinstance(recipe, ClassificationRecipe):
         raise InputError(f"{path} is no run of picture classification, but of {config}; there is no --support for it")
     learner = recipe.learner()
-    run.restore(f"{weights}.safetensors", learner)
+    run.restore(file := run.weights_file(weights), learner)
     learner.normalisation = normalisation
     folders = class_folders(support)
     if len(folders) < 2:
@@ -138,7 +138,7 @@ def adapt_run(
     about = {
         "run": str(path.absolute()),
         "config": run.read_json("config.json"),
-        "iterations": run.step_of(f"{weights}.safetensors"),
+        "iterations": run.step_of(file),
         "support": dict(zip(folders, torch.bincount(y).tolist(), strict=True)),
         "steps": steps,
         "head": head,
