@@ -249,6 +249,14 @@ def test_a_run_that_was_not_validated_yet(world: Path, tmp_path: Path, capsys: p
     assert Classifier.load(tmp_path / "adapted").about["iterations"] == 6
 
 
+def test_the_table_cuts_no_name(world: Path, tmp_path: Path) -> None:
+    path = tmp_path / ("long" * 20) / f"{'name' * 20}.png"
+    draw(path, 100, 10)
+    found = predict(adapt_run(world / "run", world / "support3"), [path])
+    column = "".join(line.split("│")[1].strip() for line in found.splitlines() if "│" in line)
+    assert column == str(path)
+
+
 def _sinusoid(tmp_path: Path) -> str:
     main(["train", "sinusoid", "--iterations", "2", "--no-plan", "--validation-episodes", "2", "--out",
           str(tmp_path / "sinusoid")])  # fmt: skip

@@ -62,7 +62,7 @@ def _table(rows: list[Row], classes: Sequence[str]) -> str:
     """The best three classes of each picture."""
     table = Table()
     for name in ("file", "class", "probability", "then"):
-        table.add_column(name, justify="right" if name == "probability" else "left")
+        table.add_column(name, justify="right" if name == "probability" else "left", overflow="fold")  # never cut
     for row in rows:
         shares = row["probabilities"]
         assert isinstance(shares, dict)
