@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import csv
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from fewstep.data.cache import cached_arrays, data_folders, one_of
+from fewstep.data.cache import data_folders, one_of
 from fewstep.data.decode import Form, decoded
 from fewstep.data.files import SUFFIXES, Picture, below, entries, pictures_in
-from fewstep.data.pickles import load_plain
+from fewstep.data.packed import packed_classes
+from fewstep.data.places import is_file
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 
@@ -148,58 +144,9 @@ def by_class_lists(folder: Path, stem: str) -> Iterator[Classes]:
 def by_pickles(folder: Path, stem: str) -> Iterator[Classes]:
     """One of the pickled caches in circulation, whose name ends in the split's; read without running any code."""
     # "train_phase_val" are more pictures of the training classes.
-    name = re.compile(rf"(?:.*(?<!train_phase)[_-])?{stem}(?:_phase_{stem})?\.(?:pkl|pickle)")
-    apart = re.compile(rf"(?:.*[_-])?{stem}_images(?:_png\.pkl|\.npz)")
-    files = [path for path in entries(folder) if path.is_file()]
-    found = [path for path in files if name.fullmatch(path.name) or apart.fullmatch(path.name)]
+    tail = rf"(?:_phase_{stem})?\.(?:pkl|pickle)|_images(?:_png\.pkl|\.npz)"
+    name = re.compile(rf"(?:.*(?<!train_phase)[_-])?{stem}(?:{tail})")
+    found = [path for path in entries(folder) if name.fullmatch(path.name) and is_file(path)]
     if len(found) > 1:
         raise InputError(f"{folder} has both {found[0].name} and {found[1].name} for {stem}; leave one there")
-    yield _of_pickle(found[0]) if found else {}
-
-
-def _of_pickle(path: Path) -> Classes:
-    labels_path = path.with_name(re.sub(r"_images.*", "_labels.pkl", path.name)) if "_images" in path.name else path
-    stamp = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in (path, labels_path) if each.exists()]
-
-    @cache
-    def content() -> tuple[Any, NDArray[Any]]:
-        return _arrays(path, labels_path)
-
-    found = cached_arrays("labels", ("labels",), stamp, lambda: {"labels": np.asarray(content()[1]).astype(str)})
-    classes: dict[str, list[Picture]] = {}
-    for row, label in enumerate(found["labels"].tolist()):
-        picture = Picture(f"{path.name}/{row}", f"{path}, picture {row}", stamp[0], partial(_row, content, row))
-        classes.setdefault(label, []).append(picture)
-    return dict(sorted(classes.items(), key=lambda item: (len(item[0]), item[0])))  # numbers in their order
-
-
-def _row(content: Callable[[], tuple[Any, Any]], row: int) -> bytes | NDArray[np.uint8]:
-    data = np.asarray(content()[0][row])
-    return data.tobytes() if data.ndim < 3 else data  # a vector is a file's content
-
-
-def _arrays(path: Path, labels_path: Path) -> tuple[Any, NDArray[Any]]:
-    """Pictures, and the label of each."""
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                found: Any = archive["images"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{path} should hold an array images, but cannot be read ({error})") from error
-    else:
-        found = load_plain(path)
-    if labels_path != path:
-        told = load_plain(labels_path)
-        key = (
-            next((key for key in ("label_specific", "labels") if key in told), None) if isinstance(told, dict) else None
-        )
-        return found, np.asarray(told[key] if key else told)
-    if isinstance(found, dict) and {"image_data", "class_dict"} <= set(found):
-        labels = np.empty(len(found["image_data"]), object)
-        for name, rows in found["class_dict"].items():
-            labels[rows] = name
-        return found["image_data"], labels
-    if isinstance(found, dict) and {"data", "labels"} <= set(found):
-        return found["data"], np.asarray(found["labels"])
-    came = f"the keys {', '.join(map(str, found))}" if isinstance(found, dict) else type(found).__name__
-    raise InputError(f"{path} should hold image_data and class_dict, or data and labels, but {came:.80} came")
+    yield packed_classes(found[0]) if found else {}
