@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from fewstep.classifier import Classifier, adapt_run
 from fewstep.cli import main
-from fewstep.commands import recipe_of
+from fewstep.commands import recipe_of, train_run
 from fewstep.data.decode import Form, decoded_now
 from fewstep.data.files import below
 from fewstep.errors import InputError
@@ -255,6 +256,22 @@ def test_the_table_cuts_no_name(world: Path, tmp_path: Path) -> None:
     found = predict(adapt_run(world / "run", world / "support3"), [path])
     column = "".join(line.split("│")[1].strip() for line in found.splitlines() if "│" in line)
     assert column == str(path)
+
+
+def test_the_users_own_folder(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(world))
+    monkeypatch.chdir(tmp_path)
+    more = ["--iterations", "1", "--out", "~/at home"]
+    main(["train", "image-folder", "--data=~/pictures", *QUICK.split(), *LESS.split(), *more])
+    assert Run(world / "at home").read_json("config.json")["data"] == str(world / "pictures")
+    main(["evaluate", "~/at home", "--no-baselines", "--episodes", "4"])
+    assert not [*tmp_path.iterdir()]
+    recipe = replace(recipe_of(Run(world / "at home"))[1], data=Path("~/pictures"))  # type: ignore[call-arg]
+    train_run("image-folder", recipe, world / "at home")  # goes on
+    capsys.readouterr()
+    assert "write the folder in full" in fails(capsys, "train", "image-folder", "--data=~nobody-here/x")
 
 
 def _sinusoid(tmp_path: Path) -> str:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, track
 
+from fewstep.data.places import expanded
 from fewstep.errors import InputError
 
 Arrays = dict[str, NDArray[Any]]
@@ -35,7 +36,7 @@ def cache_folder() -> Path:
     True
     """
     given = os.environ.get("FEWSTEP_CACHE")
-    return Path(given).expanduser().absolute() if given else platformdirs.user_cache_path("fewstep")
+    return expanded(given).absolute() if given else platformdirs.user_cache_path("fewstep")
 
 
 def data_folders(name: str, root: Path | None = None) -> list[Path]:
@@ -47,7 +48,7 @@ def data_folders(name: str, root: Path | None = None) -> list[Path]:
     given = os.environ.get("FEWSTEP_DATA")
     if root is None and not given:
         return []
-    top = (Path(given or "") if root is None else Path(root)).expanduser().absolute()
+    top = expanded((given or "") if root is None else root).absolute()
     if not top.is_dir():
         source = "$FEWSTEP_DATA names" if root is None else "root names"
         raise InputError(f"{source} {top}, which is no folder; give the folder that holds the data")

@@ -10,6 +10,7 @@ from fewstep.data.cache import one_of
 from fewstep.data.decode import Form
 from fewstep.data.files import Picture, entries
 from fewstep.data.layouts import STEMS, Classes, Split, class_folders, table_of
+from fewstep.data.places import expanded
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 
@@ -37,7 +38,8 @@ def load_image_folder(
     Splits share no class: few-shot learning is judged on classes that training has not seen.
     """
     one_of("split", split, STEMS)
-    classes = splits_of(Path(data).expanduser(), split_file, split_seed)[split]
+    listed = None if split_file is None else expanded(split_file)
+    classes = splits_of(expanded(data), listed, split_seed)[split]
     if not classes:
         raise InputError(f"{data} leaves no class for {split}; add classes, or say which are for what in a split file")
     return table_of("folder", classes, Form(size, 1 if grey else 3, crop=True), skip_unreadable)
