@@ -250,6 +250,21 @@ def test_a_run_that_was_not_validated_yet(world: Path, tmp_path: Path, capsys: p
     assert Classifier.load(tmp_path / "adapted").about["iterations"] == 6
 
 
+def test_examples_that_cannot_be_read_are_named(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    support = tmp_path / "support"
+    shutil.copytree(world / "support3", support)
+    (support / "new 1" / "photo.heic").write_bytes(b"x")
+    assert "photo.heic cannot be read as a picture" in fails(
+        capsys, "adapt", str(world / "run"), "--support", str(support)
+    )
+    made = adapt_run(world / "run", support, skip=True)
+    assert made.about["support"] == {"new 0": 1, "new 1": 2, "new 2": 3}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out: {support}/new 1/photo.heic cannot be read as a picture (")
+
+
 def test_the_table_cuts_no_name(world: Path, tmp_path: Path) -> None:
     path = tmp_path / ("long" * 20) / f"{'name' * 20}.png"
     draw(path, 100, 10)

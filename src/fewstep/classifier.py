@@ -19,7 +19,6 @@ from fewstep.errors import InputError
 from fewstep.learner import Learner
 from fewstep.normalisation import Settled, Statistics
 from fewstep.patterns import linear_head
-from fewstep.progress import narrate
 from fewstep.recipes.classification import ClassificationRecipe
 from fewstep.run import Run
 from fewstep.starts import HeadStart, Prototypes, ZeroHead
@@ -53,8 +52,6 @@ class Classifier:
     def probabilities(self, pictures: list[Picture], skip: bool = False) -> tuple[list[Picture], Tensor]:
         """The pictures that can be read, and the probability [pictures, classes] of each class for each of them."""
         images, left_out = decoded_now(pictures, self.form, skip)
-        for place in left_out:
-            narrate(f"left out: {pictures[place].where} cannot be read")
         if len(left_out) == len(pictures):
             raise InputError(f"none of the {len(pictures)} files can be read as a picture")
         return [each for place, each in enumerate(pictures) if place not in left_out], self.logits(images).softmax(1)

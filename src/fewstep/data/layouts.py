@@ -14,9 +14,9 @@ import torch
 
 from fewstep.data.cache import data_folders, one_of
 from fewstep.data.decode import Form, decoded
-from fewstep.data.files import SUFFIXES, Picture, below, entries, pictures_in
+from fewstep.data.files import SUFFIXES, Picture, is_picture, pictures_in, tell_ignored, walk
 from fewstep.data.packed import packed_classes
-from fewstep.data.places import is_file
+from fewstep.data.places import entries, is_file, is_folder, lines_of
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 
@@ -44,7 +44,7 @@ class Collection:
         one_of("split", split, STEMS)
         # Of a folder that several data sets share, only the one with the name is looked into.
         folders = data_folders(self.name, root)[: 1 if root is None else None]
-        for folder in filter(Path.is_dir, folders):
+        for folder in filter(is_folder, folders):
             for layout in self.layouts:
                 for stem in STEMS[split]:
                     with layout(folder, stem) as classes:
@@ -77,17 +77,17 @@ def table_of(stem: str, classes: Classes, form: Form, skip: bool = False) -> Ima
 def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
     """`train.csv` with lines "filename,label"; the pictures in `images/`, in zips beside it, or anywhere below it."""
     listed = folder / f"{stem}.csv"
-    if not listed.is_file():
+    if not is_file(listed):
         yield {}
         return
-    places = [folder / "images"] if (folder / "images").is_dir() else sorted(folder.glob("*.zip")) or [folder]
+    places = [folder / "images"] if is_folder(folder / "images") else sorted(folder.glob("*.zip")) or [folder]
     with pictures_in(places) as found:
         by_file: dict[str, list[Picture]] = {}
         for path, picture in found.items():
             for key in {path, path.rsplit("/", 1)[-1]}:
                 by_file.setdefault(key, []).append(picture)
         classes: dict[str, list[Picture]] = {}
-        for number, row in enumerate(csv.reader(listed.read_text(encoding="utf-8-sig", errors="replace").splitlines())):
+        for number, row in enumerate(csv.reader(lines_of(listed))):
             if not row:
                 continue
             if len(row) != 2:
@@ -105,15 +105,17 @@ def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
 @contextmanager
 def by_folders(folder: Path, stem: str) -> Iterator[Classes]:
     """`train/CLASS/*`, a folder for each class."""
-    yield class_folders(folder / stem) if (folder / stem).is_dir() else {}
+    yield class_folders(folder / stem) if is_folder(folder / stem) else {}
 
 
 def class_folders(folder: Path) -> dict[str, list[Picture]]:
     """The pictures of each sub-folder, which is a class; they lie in it, or in one folder in it."""
     classes = {}
+    ignored = []
     for entry in entries(folder):
-        if entry.is_dir():
-            pictures = below(entry, folder)
+        if is_folder(entry):
+            pictures, others = walk(entry, folder)
+            ignored += others
             inside = sorted({picture.name.rpartition("/")[0] for picture in pictures})
             if not pictures:
                 raise InputError(f"the class {entry} has no pictures ({', '.join(SUFFIXES)}); add some or delete it")
@@ -123,6 +125,10 @@ def class_folders(folder: Path) -> dict[str, list[Picture]]:
                     "may be classes of their own; have one folder of pictures for each class"
                 )
             classes[entry.name] = pictures
+        elif is_picture(entry.name):
+            ignored.append(entry)
+    if classes:
+        tell_ignored(folder, ignored, "are no pictures by their names, or lie in no class folder,")
     return classes
 
 
@@ -131,11 +137,11 @@ def by_class_lists(folder: Path, stem: str) -> Iterator[Classes]:
     """`splits/bertinetto/train.txt`, a class a line, and `data/CLASS/*`; perhaps in a folder `cifar100`."""
     for top in (folder, folder / "cifar100"):
         listed = top / "splits" / "bertinetto" / f"{stem}.txt"
-        if listed.is_file():
-            names = [*filter(None, map(str.strip, listed.read_text(encoding="utf-8", errors="replace").splitlines()))]
-            if missing := [name for name in names if not (top / "data" / name).is_dir()]:
+        if is_file(listed):
+            names = [*filter(None, map(str.strip, lines_of(listed)))]
+            if missing := [name for name in names if not is_folder(top / "data" / name)]:
                 raise InputError(f"{listed} names the class {missing[0]}, but {top / 'data' / missing[0]} is not there")
-            yield {name: below(top / "data" / name, top) for name in sorted(names)}
+            yield {name: walk(top / "data" / name, top)[0] for name in sorted(names)}
             return
     yield {}
 
