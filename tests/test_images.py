@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fewstep.cli import main
 from fewstep.data import (
     ClassEpisodes,
     ImageTable,
@@ -28,9 +30,9 @@ from fewstep.data import (
 from fewstep.data.decode import Form, pixels
 from fewstep.data.layouts import Collection, by_class_lists, by_folders, by_lists, by_pickles
 from fewstep.errors import InputError
+from tests.pictures import NAMES, make_by_folders, own_folder, picture, put, red
 
 FEW = {"train": 3, "validation": 2, "test": 2}
-NAMES = {"train": ["a", "b", "c"], "val": ["d", "e"], "test": ["f", "g"]}
 
 
 @pytest.fixture(autouse=True)
@@ -45,26 +47,8 @@ def top(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def picture(value: int, size: tuple[int, int] = (12, 12), mode: str = "RGB", kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, size, value if mode in ("L", "P") else (value, 0, 255 - value, 100)[: len(mode)]).save(file, kind)
-    return file.getvalue()
-
-
-def put(path: Path, data: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-    return path
-
-
 def few(name: str = "few") -> Collection:
     return Collection(name, FEW, "Get it.", (by_lists, by_folders, by_class_lists, by_pickles))
-
-
-def red(table: ImageTable) -> list[int]:
-    """The red of each picture, which tells pictures apart."""
-    values: list[int] = table.images[:, 0, 0, 0].tolist()
-    return values
 
 
 def make_by_lists(top: Path, zipped: bool) -> None:
@@ -78,13 +62,6 @@ def make_by_lists(top: Path, zipped: bool) -> None:
         else:
             for number, (file, _) in enumerate(rows):
                 put(top / "images" / file, picture(number))
-
-
-def make_by_folders(top: Path) -> None:
-    for stem, classes in NAMES.items():
-        for number, name in enumerate(classes):
-            for i in range(2):
-                put(top / stem / name / f"{i}.png", picture(2 * number + i))
 
 
 def make_by_class_lists(top: Path) -> None:
@@ -351,13 +328,6 @@ def test_the_real_mini_imagenet() -> None:
     assert np.array_equal(table.images[1].numpy(), expected)
 
 
-def own_folder(top: Path, classes: int = 10, pictures: int = 3) -> Path:
-    for name in range(classes):
-        for i in range(pictures):
-            put(top / f"class {name}" / f"{i}.png", picture(10 * name + i))
-    return top
-
-
 def test_a_folder_of_classes_is_split_by_class(top: Path) -> None:
     own_folder(top)
     splits = {split: load_image_folder(split, data=top, size=8) for split in ("train", "validation", "test")}
@@ -447,6 +417,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nested": (_with(_nested), "animals has pictures in several folders, such as animals/cat and animals/dog"),
     "class in train and test": (_same_class, "class 'a' is in both .*train and .*test"),
     "no validation": (_no_validation, "has train, test, but nothing for validation"),
+    "one picture": (lambda top: put(top / "class" / "0.png", picture(1)), "leaves no class for train"),
     "float pixels": (_with(_float), "f.tiff cannot be read .*floating-point"),
     "split file, bytes": (_bad_utf8, "split.csv cannot be read"),
     "split file, class": (_split_lines("cat,train\n"), "names the class 'cat', which has no folder; there are class 0"),
@@ -458,13 +429,21 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize(("make", "message"), BAD.values(), ids=BAD)
-def test_bad_folders_are_told_apart(make: Callable[[Path], Any], message: str, top: Path) -> None:
+def test_bad_folders_are_told_apart_in_one_line(
+    make: Callable[[Path], Any], message: str, top: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = made if isinstance(made := make(top), dict) else {}
     if not message:  # nothing is amiss
         assert len(load_image_folder("train", data=top, **options)) == 6
         return
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as told:
         load_image_folder("train", data=top, **options)
+    listed = [f"--split-file={path}" for path in options.values()]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "image-folder", "--data", str(top), *listed, "--out", str(tmp_path / "run")])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"fewstep: {' '.join(str(told.value).split())}\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_is_odd_but_fine(top: Path) -> None:
@@ -494,12 +473,18 @@ def test_a_class_without_a_readable_picture_is_named(top: Path) -> None:
         load_image_folder("train", data=top, size=8, split_file=listed, skip_unreadable=True)
 
 
-def test_unreadable_pictures_are_left_out_on_request_and_only_then(top: Path) -> None:
+def test_unreadable_pictures_are_named_and_left_out_on_request_only(
+    top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own_folder(top, classes=5, pictures=3)
     for name in range(5):
         put(top / f"class {name}" / "0.png", b"broken")
     table = load_image_folder("train", data=top, size=8, skip_unreadable=True)
     assert table.counts.tolist() == [2, 2, 2]
     assert all(value % 10 in (1, 2) for value in red(table))
-    with pytest.raises(InputError, match=r"0.png cannot be read as a picture .*and 2 more files"):
+    told = f"3 files cannot be read as pictures: {top}/{table.names[0]}/0.png (of no kind that is read"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out: {told}")
+    assert all(f"{top / name / '0.png'}" in line for name in table.names)
+    with pytest.raises(InputError, match=re.escape(told)):
         load_image_folder("train", data=top, size=8)

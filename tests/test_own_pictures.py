@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -14,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from fewstep.classifier import Classifier, adapt_run
 from fewstep.cli import main
-from fewstep.commands import recipe_of
+from fewstep.commands import recipe_of, train_run
 from fewstep.data.decode import Form, decoded_now
 from fewstep.data.files import below
 from fewstep.errors import InputError
@@ -237,6 +239,56 @@ def test_mistakes_are_told(world: Path, tmp_path: Path, capsys: pytest.CaptureFi
     found = predict(Classifier.load(Path(adapted)), [tmp_path / "bad.png", world / "queries"], "csv", skip=True)
     assert len(found.splitlines()) == 13
     assert "no run of picture classification" in fails(capsys, "adapt", _sinusoid(tmp_path), "--support", support)
+
+
+def test_a_run_that_was_not_validated_yet(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(world / "run", run)
+    (run / "best.safetensors").unlink()
+    adapt = ("adapt", str(run), "--support", str(world / "support3"), "--out", str(tmp_path / "adapted"))
+    for command in (adapt, ("evaluate", str(run), "--no-baselines")):
+        assert "has not been validated yet; train on, or use --weights model" in fails(capsys, *command)
+    main([*adapt, "--weights", "model"])
+    assert Classifier.load(tmp_path / "adapted").about["iterations"] == 6
+
+
+def test_examples_that_cannot_be_read_are_named(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    support = tmp_path / "support"
+    shutil.copytree(world / "support3", support)
+    (support / "new 1" / "photo.heic").write_bytes(b"x")
+    assert "photo.heic cannot be read as a picture" in fails(
+        capsys, "adapt", str(world / "run"), "--support", str(support)
+    )
+    made = adapt_run(world / "run", support, skip=True)
+    assert made.about["support"] == {"new 0": 1, "new 1": 2, "new 2": 3}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"left out: {support}/new 1/photo.heic cannot be read as a picture (")
+
+
+def test_the_table_cuts_no_name(world: Path, tmp_path: Path) -> None:
+    path = tmp_path / ("long" * 20) / f"{'name' * 20}.png"
+    draw(path, 100, 10)
+    found = predict(adapt_run(world / "run", world / "support3"), [path])
+    column = "".join(line.split("│")[1].strip() for line in found.splitlines() if "│" in line)
+    assert column == str(path)
+
+
+def test_the_users_own_folder(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(world))
+    monkeypatch.chdir(tmp_path)
+    more = ["--iterations", "1", "--out", "~/at home"]
+    main(["train", "image-folder", "--data=~/pictures", *QUICK.split(), *LESS.split(), *more])
+    assert Run(world / "at home").read_json("config.json")["data"] == str(world / "pictures")
+    main(["evaluate", "~/at home", "--no-baselines", "--episodes", "4"])
+    assert not [*tmp_path.iterdir()]
+    recipe = replace(recipe_of(Run(world / "at home"))[1], data=Path("~/pictures"))  # type: ignore[call-arg]
+    train_run("image-folder", recipe, world / "at home")  # goes on
+    capsys.readouterr()
+    assert "write the folder in full" in fails(capsys, "train", "image-folder", "--data=~nobody-here/x")
 
 
 def _sinusoid(tmp_path: Path) -> str:

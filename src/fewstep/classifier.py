@@ -19,7 +19,6 @@ from fewstep.errors import InputError
 from fewstep.learner import Learner
 from fewstep.normalisation import Settled, Statistics
 from fewstep.patterns import linear_head
-from fewstep.progress import narrate
 from fewstep.recipes.classification import ClassificationRecipe
 from fewstep.run import Run
 from fewstep.starts import HeadStart, Prototypes, ZeroHead
@@ -53,8 +52,6 @@ class Classifier:
     def probabilities(self, pictures: list[Picture], skip: bool = False) -> tuple[list[Picture], Tensor]:
         """The pictures that can be read, and the probability [pictures, classes] of each class for each of them."""
         images, left_out = decoded_now(pictures, self.form, skip)
-        for place in left_out:
-            narrate(f"left out: {pictures[place].where} cannot be read")
         if len(left_out) == len(pictures):
             raise InputError(f"none of the {len(pictures)} files can be read as a picture")
         return [each for place, each in enumerate(pictures) if place not in left_out], self.logits(images).softmax(1)
@@ -110,7 +107,7 @@ def adapt_run(
     if not isinstance(recipe, ClassificationRecipe):
         raise InputError(f"{path} is no run of picture classification, but of {config}; there is no --support for it")
     learner = recipe.learner()
-    run.restore(f"{weights}.safetensors", learner)
+    run.restore(file := run.weights_file(weights), learner)
     learner.normalisation = normalisation
     folders = class_folders(support)
     if len(folders) < 2:
@@ -138,7 +135,7 @@ def adapt_run(
     about = {
         "run": str(path.absolute()),
         "config": run.read_json("config.json"),
-        "iterations": run.step_of(f"{weights}.safetensors"),
+        "iterations": run.step_of(file),
         "support": dict(zip(folders, torch.bincount(y).tolist(), strict=True)),
         "steps": steps,
         "head": head,

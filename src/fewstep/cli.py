@@ -11,9 +11,9 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import torch
 import tyro
@@ -24,6 +24,7 @@ from fewstep.algorithms import __all__ as algorithms
 from fewstep.classifier import Classifier, adapt_run
 from fewstep.commands import train_run
 from fewstep.data import DATASETS
+from fewstep.data.places import expanded
 from fewstep.distributed import check_processes, is_first, joined, ranks
 from fewstep.errors import FewstepError, InputError
 from fewstep.export import export
@@ -255,12 +256,22 @@ def _known(kind: str, name: str, names: list[str]) -> str:
     raise InputError(f"unknown {kind} {name!r}; {hint}There are: {', '.join(names)}")
 
 
+def _at_home(value: Any) -> Any:
+    """Options whose paths have the user's own folder in place of `~`, as no shell does it in --data=~/pictures."""
+    if isinstance(value, tuple):
+        return tuple(map(_at_home, value))
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: _at_home(getattr(value, each.name)) for each in fields(value) if each.init})
+    return expanded(value) if isinstance(value, Path) else value
+
+
 def _parsed(what: type[T], program: str, arguments: list[str]) -> T:
     """The options as tyro reads them; its boxed error message becomes one line."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(what, prog=program, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+            options = tyro.cli(what, prog=program, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
+            return cast(T, _at_home(options))
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.data.episodes import Episodes
+from fewstep.data.places import expanded
 from fewstep.distributed import check_processes, from_first, processes_here, share
 from fewstep.engine import Engine
 from fewstep.errors import InputError
@@ -105,7 +106,7 @@ def recipe_from(content: Any, where: str) -> tuple[str, Recipe]:
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
     fields = dataclasses.asdict(recipe).items()
-    return {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in fields}
+    return {key: str(expanded(value).absolute()) if isinstance(value, Path) else value for key, value in fields}
 
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:

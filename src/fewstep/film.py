@@ -51,7 +51,7 @@ def film_run(path: Path, *, task: int = 0, steps: Sequence[int] = (0, 1), out: P
     if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
         os.environ["MUJOCO_GL"] = "egl"  # read when MuJoCo is imported
     learner = recipe.learner()
-    run.restore(f"{weights}.safetensors", learner)
+    run.restore(run.weights_file(weights), learner)
     explorer, episodes = recipe.seen_by(learner), recipe.episodes("test")
     assert isinstance(explorer, Explorer)
     batch, place = divmod(task, episodes.tasks)

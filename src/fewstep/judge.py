@@ -164,21 +164,20 @@ class _Judged:
     run: Run
     name: str
     recipe: Recipe
-    weights: str
+    weights: str  # their file
 
     @classmethod
     def of(cls, path: Path, weights: str, episodes: int | None) -> _Judged:
         name, recipe = recipe_of(run := Run(path))
         if episodes is not None:
             recipe = dataclasses.replace(recipe, test_episodes=episodes)
-        if weights == "best" and not (path / "best.safetensors").exists() and (path / "model.safetensors").exists():
-            raise InputError(f"{path} has not been validated yet; train on, or use --weights model")
-        return cls(run, name, recipe, weights)
+        return cls(run, name, recipe, run.weights_file(weights))
 
     @property
     def about(self) -> dict[str, Any]:
-        iterations = self.run.step_of(f"{self.weights}.safetensors")
-        return {"recipe": self.name, "seed": self.recipe.seed, "iterations": iterations, "weights": self.weights}
+        iterations = self.run.step_of(self.weights)
+        kind = self.weights.removesuffix(".safetensors")
+        return {"recipe": self.name, "seed": self.recipe.seed, "iterations": iterations, "weights": kind}
 
     def checkpoints(self, count: int) -> list[str]:
         """The files of the `count` best validated weights; all there are where those are fewer."""
@@ -188,7 +187,7 @@ class _Judged:
 
     def learners(self, policy: Policy | None, count: int) -> list[Learner]:
         """The learner with the chosen weights, or one for each of the best checkpoints."""
-        names: Iterable[str] = [f"{self.weights}.safetensors"]
+        names: Iterable[str] = [self.weights]
         if count > 1:
             names = self.checkpoints(count)
         found = []

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fewstep.classifier import Classifier
 from fewstep.data.files import Picture, below, one_file
+from fewstep.data.places import is_folder
 from fewstep.errors import InputError
 
 Format = Literal["table", "json", "csv"]
@@ -25,7 +26,7 @@ def predict(classifier: Classifier, files: Sequence[Path], how: Format = "table"
 
     files : pictures, and folders of them
     """
-    pictures = [each for path in files for each in (below(path) if path.is_dir() else [one_file(path)])]
+    pictures = [each for path in files for each in (below(path) if is_folder(path) else [one_file(path)])]
     if not pictures:
         raise InputError(f"no pictures in {', '.join(map(str, files))}; give picture files, or folders of them")
     pictures, shares = classifier.probabilities(pictures, skip)
@@ -62,7 +63,7 @@ def _table(rows: list[Row], classes: Sequence[str]) -> str:
     """The best three classes of each picture."""
     table = Table()
     for name in ("file", "class", "probability", "then"):
-        table.add_column(name, justify="right" if name == "probability" else "left")
+        table.add_column(name, justify="right" if name == "probability" else "left", overflow="fold")  # never cut
     for row in rows:
         shares = row["probabilities"]
         assert isinstance(shares, dict)

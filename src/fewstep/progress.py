@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from rich.console import Console
@@ -53,3 +54,9 @@ def progress(total: int, *, done: int = 0) -> Iterator[Report]:
 def narrate(text: str) -> None:
     """One line to a person, on standard error."""
     Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+@cache
+def narrate_once(text: str) -> None:
+    """As `narrate`, the first time in a process."""
+    narrate(text)

@@ -99,6 +99,13 @@ class Run:
         with self.reading(name):
             module.load_state_dict(weights)
 
+    def weights_file(self, which: str) -> str:
+        """The name of the file of the "best" weights, or of the last ones, "model"."""
+        name = f"{which}.safetensors"
+        if which == "best" and not (self.path / name).exists() and (self.path / "model.safetensors").exists():
+            raise InputError(f"{self.path} has not been validated yet; train on, or use --weights model")
+        return name
+
     def step_of(self, name: str) -> int:
         """The iteration that the weights `name` are of."""
         with self.reading(name) as path, safetensors.safe_open(path, framework="pt") as file:

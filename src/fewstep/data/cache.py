@@ -7,6 +7,7 @@ import inspect
 import os
 import sys
 import tempfile
+import time
 import warnings
 import zipfile
 import zlib
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, track
 
+from fewstep.data.places import expanded, is_folder
 from fewstep.errors import InputError
 
+PART, DAY = "fewstep-", 24 * 3600
 Arrays = dict[str, NDArray[Any]]
 Item = TypeVar("Item")
 
@@ -35,7 +38,7 @@ def cache_folder() -> Path:
     True
     """
     given = os.environ.get("FEWSTEP_CACHE")
-    return Path(given).expanduser().absolute() if given else platformdirs.user_cache_path("fewstep")
+    return expanded(given).absolute() if given else platformdirs.user_cache_path("fewstep")
 
 
 def data_folders(name: str, root: Path | None = None) -> list[Path]:
@@ -47,8 +50,8 @@ def data_folders(name: str, root: Path | None = None) -> list[Path]:
     given = os.environ.get("FEWSTEP_DATA")
     if root is None and not given:
         return []
-    top = (Path(given or "") if root is None else Path(root)).expanduser().absolute()
-    if not top.is_dir():
+    top = expanded((given or "") if root is None else root).absolute()
+    if not is_folder(top):
         source = "$FEWSTEP_DATA names" if root is None else "root names"
         raise InputError(f"{source} {top}, which is no folder; give the folder that holds the data")
     return [top / name, top]
@@ -93,10 +96,11 @@ def cache_path(name: str, recipe: object, module: str) -> Path:
     return cache_folder() / f"{stem}-{digest}.{suffix}"
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Have `write` fill a file that is there whole or not at all, also where two processes write it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    _clear(path.parent)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=PART, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -104,6 +108,14 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     finally:
         with suppress(FileNotFoundError):
             Path(temporary).unlink()
+
+
+def _clear(folder: Path) -> None:
+    """Delete what processes that were killed left half-written; what is being written was touched a moment ago."""
+    for path in folder.glob(f"{PART}*.part"):
+        with suppress(OSError):  # another process was faster
+            if time.time() - path.stat().st_mtime > DAY:
+                path.unlink()
 
 
 def warn_unwritable(path: Path, error: OSError) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,14 +16,19 @@ import numpy as np
 import PIL
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fewstep.data.cache import cache_path, steps, warn_unwritable, write_whole
-from fewstep.data.files import Picture
+from fewstep.data.contents import contents
+from fewstep.data.files import Picture, more
 from fewstep.errors import InputError
+from fewstep.progress import narrate
 
 Pixels = NDArray[np.uint8]
+# Pillow knows more: some are no pictures, and for EPS it calls a program.
+KINDS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
+NAMED = 10  # files in a message
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,11 @@ class Form:
 def decoded(stem: str, pictures: Sequence[Picture], form: Form, skip: bool = False) -> tuple[Tensor, list[int]]:
     """The pixels of all pictures, uint8 [pictures, channels, size, size], and the places of those left out of it.
 
-    The tensor is mapped from a file in the cache, which is keyed by the pictures' names and contents (of files in
-    folders: size and time of change), so that several processes share its memory.
-    skip : leave unreadable pictures out; else they raise `InputError`
+    The tensor is mapped from a file in the cache, which is keyed by the pictures' contents, so that several processes
+    share its memory.
+    skip : leave unreadable pictures out, and name them; else they raise `InputError`
     """
-    recipe = form, PIL.__version__, [(picture.name, picture.stamp) for picture in pictures]
+    recipe = form, PIL.__version__, contents(pictures)
     path = cache_path(f"{stem}-{form.size}.npy", recipe, __name__)
     if (known := _known_faults(path)) is None:
         faults: dict[int, str] = {}
@@ -101,14 +105,13 @@ def _rows(pictures: Sequence[Picture], form: Form, faults: dict[int, str]) -> It
     """The pixels of each picture; zeros and a fault for those that cannot be read."""
 
     def one(picture: Picture) -> Pixels | str:
-        try:
-            content = picture.read()
-        except OSError as error:  # may be another time
-            raise InputError(f"{picture.where} cannot be read ({error.strerror}); mend that, or delete it") from error
-        except (zipfile.BadZipFile, zlib.error) as error:
-            return str(error)
+        content = picture.content()
+        if isinstance(content, str):
+            return content
         try:
             return pixels(content, form)
+        except UnidentifiedImageError:
+            return "of no kind that is read, such as PNG or JPEG"
         except Exception as error:  # a damaged file can make its reader fail in any way
             return " ".join(str(error).split()) or type(error).__name__
 
@@ -124,23 +127,36 @@ def _without(
     array: Pixels, pictures: Sequence[Picture], faults: dict[int, str], skip: bool
 ) -> tuple[Tensor, list[int]]:
     images = torch.from_numpy(array)
-    if faults and not skip:
-        place, fault = next(iter(faults.items()))
-        more = f", and {len(faults) - 1} more files" if len(faults) > 1 else ""
-        raise InputError(
-            f"{pictures[place].where} cannot be read as a picture ({fault}){more}; mend or delete what is damaged, or "
-            "have it left out (--skip-unreadable)"
-        )
-    if faults:
-        images = images[[place for place in range(len(pictures)) if place not in faults]]
-    return images, sorted(faults)
+    if not faults:
+        return images, []
+    told = _told(pictures, faults)
+    if not skip:
+        raise InputError(f"{told}; mend, convert or delete that, or have it left out (--skip-unreadable)")
+    narrate(f"left out: {told}")
+    return images[[place for place in range(len(pictures)) if place not in faults]], sorted(faults)
+
+
+def _told(pictures: Sequence[Picture], faults: dict[int, str]) -> str:
+    if len(faults) == 1:
+        ((place, fault),) = faults.items()
+        return f"{pictures[place].where} cannot be read as a picture ({fault})"
+    named = [f"{pictures[place].where} ({faults[place]})" for place in sorted(faults)[:NAMED]]
+    return f"{len(faults)} files cannot be read as pictures: {', '.join(named)}{more(len(faults) - NAMED)}"
+
+
+@cache
+def _kinds() -> list[str]:
+    """Of the kinds of pictures that are read, those that this Pillow can."""
+    Image.init()
+    return [kind for kind in KINDS if kind in Image.OPEN]
 
 
 def pixels(data: bytes | Pixels, form: Form) -> Pixels:
     """One picture, the content of its file or pixels, as uint8 [channels, size, size]. What is transparent becomes
     white."""
-    with Image.open(BytesIO(data)) if isinstance(data, bytes) else Image.fromarray(data) as file:
-        picture = _eight_bits(ImageOps.exif_transpose(file))
+    opened = Image.open(BytesIO(data), formats=_kinds()) if isinstance(data, bytes) else Image.fromarray(data)
+    with opened as file:
+        picture = _eight_bits(ImageOps.exif_transpose(file), file.format)
     if "transparency" in picture.info or picture.mode in ("LA", "PA", "RGBA", "RGBa", "La"):
         seen = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
@@ -153,12 +169,10 @@ def pixels(data: bytes | Pixels, form: Form) -> Pixels:
     return np.ascontiguousarray(array.transpose(2, 0, 1)) if form.channels == 3 else array[None]
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Pillow cuts 16-bit greys off at 255 where it should divide."""
+def _eight_bits(picture: Image.Image, kind: str | None) -> Image.Image:
+    """Pillow cuts 16-bit greys off at 255 where it should divide; those of PNG and PGM may come in 32 bits."""
+    if picture.mode == "F" or (picture.mode == "I" and kind not in ("PNG", "PPM")):
+        raise ValueError("pixels are floating-point or 32-bit numbers, of which it is not known what is white")
     if picture.mode.startswith("I"):
-        values = np.asarray(picture)
-        scale = 257 if picture.mode.startswith("I;16") or values.max() > 255 else 1
-        return Image.fromarray((values / scale).clip(0, 255).astype(np.uint8))
-    if picture.mode == "F":
-        raise ValueError("pixels are floating-point numbers, of which it is not known what is white")
+        return Image.fromarray((np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
     return picture

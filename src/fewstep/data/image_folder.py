@@ -8,10 +8,12 @@ from pathlib import Path
 
 from fewstep.data.cache import one_of
 from fewstep.data.decode import Form
-from fewstep.data.files import Picture, entries
+from fewstep.data.files import Picture
 from fewstep.data.layouts import STEMS, Classes, Split, class_folders, table_of
+from fewstep.data.places import entries, expanded, is_file, is_folder, lines_of
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
+from fewstep.progress import narrate_once
 
 SHARES = {"train": 0.64, "validation": 0.16, "test": 0.2}
 
@@ -33,11 +35,12 @@ def load_image_folder(
     size : pixels of a side;  grey : one channel instead of three
     split_file : lines "class,split" with the splits train, val and test; classes that it does not name are left out
     split_seed : without a file, the classes are shuffled by it: 64 % train, 16 % validation, 20 % test
-    skip_unreadable : leave damaged pictures out; else they raise `InputError`
+    skip_unreadable : leave damaged pictures out, and name them; else they raise `InputError`
     Splits share no class: few-shot learning is judged on classes that training has not seen.
     """
     one_of("split", split, STEMS)
-    classes = splits_of(Path(data).expanduser(), split_file, split_seed)[split]
+    listed = None if split_file is None else expanded(split_file)
+    classes = splits_of(expanded(data), listed, split_seed)[split]
     if not classes:
         raise InputError(f"{data} leaves no class for {split}; add classes, or say which are for what in a split file")
     return table_of("folder", classes, Form(size, 1 if grey else 3, crop=True), skip_unreadable)
@@ -45,21 +48,30 @@ def load_image_folder(
 
 def splits_of(data: Path, split_file: Path | None = None, split_seed: int = 0) -> dict[str, Classes]:
     """The pictures of each class of each split."""
-    found = {split: [data / stem for stem in stems if (data / stem).is_dir()] for split, stems in STEMS.items()}
+    found = {split: [data / stem for stem in stems if is_folder(data / stem)] for split, stems in STEMS.items()}
     if found["train"] and (found["validation"] or found["test"]):
-        return _given(data, {split: folders[0] for split, folders in found.items() if folders})
+        if split_file is not None:
+            raise InputError(f"{data} is split into folders, such as train; leave --split-file {split_file} out")
+        return _given(data, found)
     classes = class_folders(data)
     if not classes:
-        pictures = [entry.name for entry in entries(data) if entry.is_file()]
+        pictures = [entry.name for entry in entries(data) if is_file(entry)]
         lies = f"but {pictures[0]} lies there without one" if pictures else "but it is empty"
         raise InputError(f"{data} should hold a folder of pictures for each class, {lies}")
-    assigned = _from_file(split_file, data, classes) if split_file else _shuffled(list(classes), split_seed)
+    assigned = _from_file(split_file, classes) if split_file is not None else _shuffled(list(classes), split_seed)
     return {split: {name: classes[name] for name in names} for split, names in assigned.items()}
 
 
-def _given(data: Path, folders: dict[str, Path]) -> dict[str, Classes]:
-    if missing := set(STEMS) - set(folders):
-        raise InputError(f"{data} has {', '.join(folders)}, but nothing for {', '.join(missing)}; add the folder")
+def _given(data: Path, found: dict[str, list[Path]]) -> dict[str, Classes]:
+    """The classes in the folders of each split."""
+    there = [folder.name for folders in found.values() for folder in folders]
+    for split, paths in found.items():
+        if len(paths) != 1:
+            amiss = f"nothing for {split}; add the folder" if not paths else "should have one of them; join the two"
+            raise InputError(f"{data} has {', '.join(path.name for path in paths) or ', '.join(there)}, but {amiss}")
+    if beside := [entry.name for entry in entries(data) if is_folder(entry) and entry.name not in there]:
+        narrate_once(f"{data}: folders beside {', '.join(there)} are ignored: {', '.join(beside)}")
+    folders = {split: paths[0] for split, paths in found.items()}
     splits = {split: class_folders(folder) for split, folder in folders.items()}
     owner: dict[str, str] = {}
     for split, classes in splits.items():
@@ -73,15 +85,11 @@ def _given(data: Path, folders: dict[str, Path]) -> dict[str, Classes]:
     return dict(splits)
 
 
-def _from_file(path: Path, data: Path, classes: dict[str, list[Picture]]) -> dict[str, list[str]]:
+def _from_file(path: Path, classes: dict[str, list[Picture]]) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {split: [] for split in STEMS}
     stems = {stem: split for split, stems in STEMS.items() for stem in stems}
-    try:
-        rows = [*csv.reader(path.read_text(encoding="utf-8-sig").splitlines())]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the split file {path} cannot be read ({error}); give lines class,split") from error
     seen = set()
-    for number, row in enumerate(rows):
+    for number, row in enumerate(csv.reader(lines_of(path))):
         cells = [cell.strip() for cell in row]
         if not any(cells) or (number == 0 and cells == ["class", "split"]):
             continue

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import csv
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from fewstep.data.cache import cached_arrays, data_folders, one_of
+from fewstep.data.cache import data_folders, one_of
 from fewstep.data.decode import Form, decoded
-from fewstep.data.files import SUFFIXES, Picture, below, entries, pictures_in
-from fewstep.data.pickles import load_plain
+from fewstep.data.files import SUFFIXES, Picture, is_picture, pictures_in, tell_ignored, walk
+from fewstep.data.packed import packed_classes
+from fewstep.data.places import entries, is_file, is_folder, lines_of
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 
@@ -48,7 +44,7 @@ class Collection:
         one_of("split", split, STEMS)
         # Of a folder that several data sets share, only the one with the name is looked into.
         folders = data_folders(self.name, root)[: 1 if root is None else None]
-        for folder in filter(Path.is_dir, folders):
+        for folder in filter(is_folder, folders):
             for layout in self.layouts:
                 for stem in STEMS[split]:
                     with layout(folder, stem) as classes:
@@ -81,17 +77,17 @@ def table_of(stem: str, classes: Classes, form: Form, skip: bool = False) -> Ima
 def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
     """`train.csv` with lines "filename,label"; the pictures in `images/`, in zips beside it, or anywhere below it."""
     listed = folder / f"{stem}.csv"
-    if not listed.is_file():
+    if not is_file(listed):
         yield {}
         return
-    places = [folder / "images"] if (folder / "images").is_dir() else sorted(folder.glob("*.zip")) or [folder]
+    places = [folder / "images"] if is_folder(folder / "images") else sorted(folder.glob("*.zip")) or [folder]
     with pictures_in(places) as found:
         by_file: dict[str, list[Picture]] = {}
         for path, picture in found.items():
             for key in {path, path.rsplit("/", 1)[-1]}:
                 by_file.setdefault(key, []).append(picture)
         classes: dict[str, list[Picture]] = {}
-        for number, row in enumerate(csv.reader(listed.read_text(encoding="utf-8-sig", errors="replace").splitlines())):
+        for number, row in enumerate(csv.reader(lines_of(listed))):
             if not row:
                 continue
             if len(row) != 2:
@@ -109,15 +105,17 @@ def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
 @contextmanager
 def by_folders(folder: Path, stem: str) -> Iterator[Classes]:
     """`train/CLASS/*`, a folder for each class."""
-    yield class_folders(folder / stem) if (folder / stem).is_dir() else {}
+    yield class_folders(folder / stem) if is_folder(folder / stem) else {}
 
 
 def class_folders(folder: Path) -> dict[str, list[Picture]]:
     """The pictures of each sub-folder, which is a class; they lie in it, or in one folder in it."""
     classes = {}
+    ignored = []
     for entry in entries(folder):
-        if entry.is_dir():
-            pictures = below(entry, folder)
+        if is_folder(entry):
+            pictures, others = walk(entry, folder)
+            ignored += others
             inside = sorted({picture.name.rpartition("/")[0] for picture in pictures})
             if not pictures:
                 raise InputError(f"the class {entry} has no pictures ({', '.join(SUFFIXES)}); add some or delete it")
@@ -127,6 +125,10 @@ def class_folders(folder: Path) -> dict[str, list[Picture]]:
                     "may be classes of their own; have one folder of pictures for each class"
                 )
             classes[entry.name] = pictures
+        elif is_picture(entry.name):
+            ignored.append(entry)
+    if classes:
+        tell_ignored(folder, ignored, "are no pictures by their names, or lie in no class folder,")
     return classes
 
 
@@ -135,11 +137,11 @@ def by_class_lists(folder: Path, stem: str) -> Iterator[Classes]:
     """`splits/bertinetto/train.txt`, a class a line, and `data/CLASS/*`; perhaps in a folder `cifar100`."""
     for top in (folder, folder / "cifar100"):
         listed = top / "splits" / "bertinetto" / f"{stem}.txt"
-        if listed.is_file():
-            names = [*filter(None, map(str.strip, listed.read_text(encoding="utf-8", errors="replace").splitlines()))]
-            if missing := [name for name in names if not (top / "data" / name).is_dir()]:
+        if is_file(listed):
+            names = [*filter(None, map(str.strip, lines_of(listed)))]
+            if missing := [name for name in names if not is_folder(top / "data" / name)]:
                 raise InputError(f"{listed} names the class {missing[0]}, but {top / 'data' / missing[0]} is not there")
-            yield {name: below(top / "data" / name, top) for name in sorted(names)}
+            yield {name: walk(top / "data" / name, top)[0] for name in sorted(names)}
             return
     yield {}
 
@@ -148,58 +150,9 @@ def by_class_lists(folder: Path, stem: str) -> Iterator[Classes]:
 def by_pickles(folder: Path, stem: str) -> Iterator[Classes]:
     """One of the pickled caches in circulation, whose name ends in the split's; read without running any code."""
     # "train_phase_val" are more pictures of the training classes.
-    name = re.compile(rf"(?:.*(?<!train_phase)[_-])?{stem}(?:_phase_{stem})?\.(?:pkl|pickle)")
-    apart = re.compile(rf"(?:.*[_-])?{stem}_images(?:_png\.pkl|\.npz)")
-    files = [path for path in entries(folder) if path.is_file()]
-    found = [path for path in files if name.fullmatch(path.name) or apart.fullmatch(path.name)]
+    tail = rf"(?:_phase_{stem})?\.(?:pkl|pickle)|_images(?:_png\.pkl|\.npz)"
+    name = re.compile(rf"(?:.*(?<!train_phase)[_-])?{stem}(?:{tail})")
+    found = [path for path in entries(folder) if name.fullmatch(path.name) and is_file(path)]
     if len(found) > 1:
         raise InputError(f"{folder} has both {found[0].name} and {found[1].name} for {stem}; leave one there")
-    yield _of_pickle(found[0]) if found else {}
-
-
-def _of_pickle(path: Path) -> Classes:
-    labels_path = path.with_name(re.sub(r"_images.*", "_labels.pkl", path.name)) if "_images" in path.name else path
-    stamp = [(each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in (path, labels_path) if each.exists()]
-
-    @cache
-    def content() -> tuple[Any, NDArray[Any]]:
-        return _arrays(path, labels_path)
-
-    found = cached_arrays("labels", ("labels",), stamp, lambda: {"labels": np.asarray(content()[1]).astype(str)})
-    classes: dict[str, list[Picture]] = {}
-    for row, label in enumerate(found["labels"].tolist()):
-        picture = Picture(f"{path.name}/{row}", f"{path}, picture {row}", stamp[0], partial(_row, content, row))
-        classes.setdefault(label, []).append(picture)
-    return dict(sorted(classes.items(), key=lambda item: (len(item[0]), item[0])))  # numbers in their order
-
-
-def _row(content: Callable[[], tuple[Any, Any]], row: int) -> bytes | NDArray[np.uint8]:
-    data = np.asarray(content()[0][row])
-    return data.tobytes() if data.ndim < 3 else data  # a vector is a file's content
-
-
-def _arrays(path: Path, labels_path: Path) -> tuple[Any, NDArray[Any]]:
-    """Pictures, and the label of each."""
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                found: Any = archive["images"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{path} should hold an array images, but cannot be read ({error})") from error
-    else:
-        found = load_plain(path)
-    if labels_path != path:
-        told = load_plain(labels_path)
-        key = (
-            next((key for key in ("label_specific", "labels") if key in told), None) if isinstance(told, dict) else None
-        )
-        return found, np.asarray(told[key] if key else told)
-    if isinstance(found, dict) and {"image_data", "class_dict"} <= set(found):
-        labels = np.empty(len(found["image_data"]), object)
-        for name, rows in found["class_dict"].items():
-            labels[rows] = name
-        return found["image_data"], labels
-    if isinstance(found, dict) and {"data", "labels"} <= set(found):
-        return found["data"], np.asarray(found["labels"])
-    came = f"the keys {', '.join(map(str, found))}" if isinstance(found, dict) else type(found).__name__
-    raise InputError(f"{path} should hold image_data and class_dict, or data and labels, but {came:.80} came")
+    yield packed_classes(found[0]) if found else {}

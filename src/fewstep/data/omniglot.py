@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -21,8 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from fewstep.data.cache import Arrays, cache_folder, cached_arrays, data_folders, fetch, one_of, steps
+from fewstep.data.contents import contents
 from fewstep.data.episodes import rotate_quarters
-from fewstep.data.files import Picture, damaged, pictures_in
+from fewstep.data.files import DAMAGE, Picture, damaged, pictures_in
+from fewstep.data.places import is_file, is_folder
 from fewstep.errors import InputError
 
 CHARACTERS, DRAWERS, SIDE = 1623, 20, 28
@@ -67,7 +67,8 @@ def load_omniglot(
     one_of("variant", variant, ("nearest", "antialias"))
     one_of("splits", splits, ("authors", "vinyals"))
     with open_files(find_halves(root, download)) as files:
-        recipe = (variant, PIL.__version__, [(name, picture.stamp) for name, picture in sorted(files.items())])
+        names = sorted(files)
+        recipe = (variant, PIL.__version__, names, contents([files[name] for name in names]))
         table = cached_arrays(f"omniglot-{variant}", ("images", "names"), recipe, lambda: decode(files, variant))
     images = torch.from_numpy(table["images"])[:, :, None]
     if splits == "vinyals":
@@ -120,7 +121,7 @@ def find_halves(root: Path | None, download: bool) -> list[Path]:
 
 def _half(folder: Path, name: str) -> Path | None:
     archive, unpacked = folder / f"{name}.zip", folder / name
-    return archive if archive.is_file() else unpacked if unpacked.is_dir() else None
+    return archive if is_file(archive) else unpacked if is_folder(unpacked) else None
 
 
 def _listed(folders: list[Path]) -> str:
@@ -152,14 +153,14 @@ def decode(files: Files, variant: str, characters: int = CHARACTERS) -> Arrays:
         for column, name in enumerate(names):
             try:
                 row[column] = shrink(files[name].read(), variant)
-            except (OSError, zipfile.BadZipFile, zlib.error, SyntaxError) as error:
+            except (*DAMAGE, OSError, SyntaxError) as error:
                 raise InputError(damaged(files[name].where, error)) from error
     return {"images": images, "names": np.array(list(drawings))}
 
 
 def shrink(png: bytes, variant: str) -> NDArray[np.uint8]:
     """One drawing, black on white, as uint8 [28, 28], stroke 255 on 0."""
-    with Image.open(BytesIO(png)) as picture:
+    with Image.open(BytesIO(png), formats=["PNG"]) as picture:
         if variant == "nearest":
             bits = picture.convert("1", dither=Image.Dither.NONE).resize((SIDE, SIDE), Image.Resampling.NEAREST)
             return np.where(np.asarray(bits), 0, 255).astype(np.uint8)

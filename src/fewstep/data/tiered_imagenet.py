@@ -23,7 +23,7 @@ def load_tiered_imagenet(split: Split, *, size: int = 84, root: Path | None = No
     """The pictures of one split: 351 classes for training, 97 for validation, 160 for the test; some 1,280 each.
 
     size : pixels of a side;  root : as for `load_mini_imagenet`
-    Layouts: `train_images_png.pkl` or `train_images.npz` with `train_labels.pkl`; `train/CLASS/*.jpg`. Decoded it takes
-    16 GB of the cache folder.
+    Layouts: `train_images_png.pkl` or `train_images.npz` (blue, green, red, as the authors' script writes it) with
+    `train_labels.pkl`; `train/CLASS/*.jpg`. Decoded it takes 16 GB of the cache folder.
     """
     return TIERED_IMAGENET.load(split, root, Form(size))
