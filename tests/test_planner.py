@@ -29,7 +29,9 @@ from fewstep.cli import main
 from fewstep.commands import train_run
 from fewstep.data import SinusoidEpisodes
 from fewstep.footprint import free_memory
+from fewstep.judge import evaluate_run
 from fewstep.meta_step import MetaStep
+from fewstep.protocol import Protocol
 from fewstep.recipes import RECIPES
 from fewstep.run import Run
 from fewstep.search import chunk_sizes
@@ -458,6 +460,30 @@ def test_a_resumed_run_uses_the_same_engine_and_is_bit_identical(tmp_path: Path,
             train_run("sinusoid", dataclasses.replace(recipe, iterations=iterations), run.path)
     whole, parted = Run(tmp_path / "whole"), Run(tmp_path / "parted")
     assert same(whole.load_weights("model.safetensors"), parted.load_weights("model.safetensors"))
+
+
+def test_a_run_is_judged_by_the_engine_it_was_trained_with(
+    tmp_path: Path, planned: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing of a step is kept, since nothing is differentiated."""
+    train_run("sinusoid", dataclasses.replace(RECIPES["sinusoid"], iterations=1, meta_batch=5, plan=False,
+                                              validation_episodes=4), tmp_path)  # fmt: skip
+    trained = Engine(chunk=2, compile="pieces", keep=True)
+    kept = dataclasses.replace(planned, engine=trained, tried=(dataclasses.replace(planned.tried[0], engine=trained),))
+    used: list[Engine] = []
+    real = Protocol.judge
+
+    def judge(protocol: Protocol, learners: list[Any], *args: Any, **options: Any) -> Any:
+        used.append(learners[0].engine)
+        learners[0].engine = Engine()
+        return real(protocol, learners, *args, **options)
+
+    monkeypatch.setattr(Protocol, "judge", judge)
+    for write, engine in ((False, Engine()), (True, dataclasses.replace(trained, keep=False))):
+        if write:
+            Run(tmp_path).write_json("engine.json", kept.to_json())
+        evaluate_run(tmp_path, baselines=False, episodes=4)
+        assert used.pop() == engine
 
 
 def test_two_processes_share_the_plan_of_the_first(tmp_path: Path) -> None:

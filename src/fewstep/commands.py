@@ -59,14 +59,12 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
 
 def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episodes) -> Engine:
     """The engine in the run's folder; where there is none, one is planned on the first tasks, and kept."""
-    if (run.path / ENGINE).exists():
-        with run.reading(ENGINE) as path:
-            known = Plan.from_json(json.loads(path.read_text()))
+    if (known := _kept_plan(run)) is not None:
         if (known.machine.get("device") == "cpu") != (recipe.device == "cpu"):
             narrate(f"the engine was planned on {known.machine.get('device')}, and this is {recipe.device}")
         elif recipe.memory_limit is not None and (known.chosen.peak or 0) > recipe.memory_limit * GIB:
             limit = f"--memory-limit {recipe.memory_limit:g}"
-            raise InputError(f"the engine in {path} takes more than {limit} ({known}); delete that file to plan anew")
+            raise InputError(f"the engine in {ENGINE} takes more than {limit} ({known}); delete that file to plan anew")
         else:
             return known.engine
     narrate(f"timing ways to compute on the first tasks, for up to {recipe.plan_seconds:g} s (--no-plan leaves it out)")
@@ -75,6 +73,22 @@ def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episod
     run.write_json(ENGINE, chosen.to_json())
     narrate(str(chosen))
     return chosen.engine
+
+
+def judging_engine(recipe: Recipe, run: Run) -> Engine:
+    """The engine that the run was trained with, so that what is compiled is so already; nothing is kept."""
+    known = _kept_plan(run)
+    if known is None or (known.machine.get("device") == "cpu") != (recipe.device == "cpu"):
+        return recipe.engine
+    compiled: Any = "no" if known.engine.compile == "no" else "pieces"
+    return dataclasses.replace(known.engine, compile=compiled, keep=False, graph=False)
+
+
+def _kept_plan(run: Run) -> Plan | None:
+    if not (run.path / ENGINE).exists():
+        return None
+    with run.reading(ENGINE) as path:
+        return Plan.from_json(json.loads(path.read_text()))
 
 
 def recipe_of(run: Run) -> tuple[str, Recipe]:

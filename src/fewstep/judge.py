@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from fewstep.baselines import Baseline, Contender, contend
 from fewstep.calibrate import calibrate
-from fewstep.commands import recipe_of
+from fewstep.commands import judging_engine, recipe_of
 from fewstep.data.episodes import Episodes
 from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation
@@ -195,6 +195,7 @@ class _Judged:
             learner = self.recipe.learner()
             self.run.restore(name, learner)
             _prepare(policy, partial(self.recipe.episodes, "train"), self.recipe.test_steps, learner)
+            learner.engine = judging_engine(self.recipe, self.run)
             found.append(learner)
         return found
 
@@ -234,6 +235,7 @@ def contenders_of(recipe: Recipe, run: Run, policy: Policy | None = None) -> lis
             episodes=recipe.validation_episodes,
             seen_by=recipe.seen_by,
             adapt=recipe.adapt,
+            engine=judging_engine(recipe, run),
             **recipe.learner_options,
             prepare=partial(_prepare, policy, partial(training, baseline), baseline.steps),
         )
