@@ -469,7 +469,8 @@ def test_a_run_is_judged_by_the_engine_it_was_trained_with(
     train_run("sinusoid", dataclasses.replace(RECIPES["sinusoid"], iterations=1, meta_batch=5, plan=False,
                                               validation_episodes=4), tmp_path)  # fmt: skip
     trained = Engine(chunk=2, compile="pieces", keep=True)
-    kept = dataclasses.replace(planned, engine=trained, tried=(dataclasses.replace(planned.tried[0], engine=trained),))
+    chosen = dataclasses.replace(planned.tried[0], engine=trained)
+    kept = dataclasses.replace(planned, engine=trained, tried=(*planned.tried, chosen))
     used: list[Engine] = []
     real = Protocol.judge
 
