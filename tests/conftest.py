@@ -36,3 +36,17 @@ def omniglot_root() -> Path:
     if not (folder / "images_background.zip").is_file():
         pytest.skip(f"no Omniglot in {folder}")
     return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def top(tmp_path: Path) -> Path:
+    """A folder for data."""
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"

@@ -35,16 +35,7 @@ from tests.pictures import NAMES, make_by_folders, own_folder, picture, put, red
 FEW = {"train": 3, "validation": 2, "test": 2}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def top(tmp_path: Path) -> Path:
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data"
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def few(name: str = "few") -> Collection:
