@@ -27,7 +27,7 @@ from fewstep.progress import narrate
 from fewstep.protocol import Protocol
 from fewstep.recipes import Recipe
 from fewstep.run import Run, checkpoint_name
-from fewstep.tables import words
+from fewstep.tables import SHOWN, words
 from fewstep.task import Task
 
 
@@ -50,19 +50,27 @@ def evaluate_run(
     learner = judged.learners(policy, 1)
     contenders = contenders_of(recipe, judged.run, policy) if baselines else []
     results = []
-    for protocol in protocols:
-        entry = protocol.judge(learner, recipe.metric).to_json()
+    for place, protocol in enumerate(protocols):
+        entry = protocol.judge(learner, recipe.metric, _looked_at(protocol, place)).to_json()
         unadapted = {**entry, "by_step": entry["by_step"][:1]}
         entry["baselines"] = {"the same net without adaptation": unadapted}
         for c in contenders:
             own = dataclasses.replace(protocol, steps=c.baseline.steps, about={**protocol.about, **c.rate})
-            judgement = own.judge([c.learner], recipe.metric, view=c.baseline.view).to_json()
+            judgement = own.judge([c.learner], recipe.metric, _looked_at(own, place), c.baseline.view).to_json()
             entry["baselines"][c.baseline.name] = {**judgement, **c.about}
         results.append({"name": protocol.name, **entry})
     content = {**judged.about, **results[0], "seconds": round(time.monotonic() - started, 1),
                "other_protocols": results[1:]}  # fmt: skip
     judged.run.write_json("evaluation.json", content)
     return content
+
+
+def _looked_at(protocol: Protocol, place: int) -> list[int] | None:
+    """The inner steps to judge after: of the first protocol all, for plots; of others those that tables show.
+
+    Most of the time goes into query sets.
+    """
+    return sorted({*(step for step in SHOWN if step < protocol.steps), protocol.steps}) if place else None
 
 
 def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None) -> dict[str, Any]:

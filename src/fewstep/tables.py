@@ -13,6 +13,7 @@ from fewstep.plots import Line
 
 Json = dict[str, Any]
 LABELS = {"accuracy": "accuracy in %", "mse": "mean squared error"}
+SHOWN = (0, 1, 5, 10)  # inner steps after which a table tells the metric; and after the last
 WORDS = {"ways": "{}-way", "shots": "{}-shot", "normalisation": "{}", "loss": "{}", "inner_lr": "inner rate {}",
          "queries_per_class": "queries per class: {}", "queries": "{} queries per task",
          "trained_on_shots": "trained on {} shots"}  # fmt: skip
@@ -104,7 +105,7 @@ def _title(evaluation: Mapping[str, Any]) -> str:
 def _rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
     """A header, then a row of texts for the learner and for each baseline."""
     found = lines(evaluation)
-    steps = [step for step in found[0].x if step in (0, 1, 5, 10, max(found[0].x))]
+    steps = [step for step in found[0].x if step in (*SHOWN, max(found[0].x))]
     digits = 2 if evaluation["metric"] == "accuracy" else 3
     rows = [["after", *(f"{step} step{plural(step)}" for step in steps)]]
     for line in found:
