@@ -136,7 +136,7 @@ def _commands(data: str, method: str, folder: Path, options: Options) -> list[li
 def _wait(arguments: Sequence[str], log: Path) -> tuple[int, float, float]:
     """A module of Python with one thread: its exit code, the processor's seconds, its compiler's too (the machine is
     shared, so that the clock's do not count), and the most MiB that the command itself held, its compiler's not."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     peak = 0
     with log.open("a") as output:
         process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=output, stderr=output,

@@ -39,6 +39,12 @@ def test_several_learners_answer_by_the_mean_of_their_logits() -> None:
     torch.testing.assert_close(logits(Ensemble(learners), tasks()), mean, rtol=0, atol=1e-12)
 
 
+def test_it_normalises_as_its_learners_do() -> None:
+    learner = learner_of(0)
+    learner.normalisation = "support"
+    assert Ensemble([learner]).normalisation == "support"
+
+
 def test_turned_labels_equal_heads_whose_rows_are_turned() -> None:
     """To call class 0 class 1 and so on is to turn the rows of the head the other way round."""
     expected = []

@@ -404,6 +404,14 @@ def planned() -> Plan:
     return plan(sinusoid_learner(), SINUSOIDS, seconds=2, compile="no")
 
 
+def test_the_planner_stays_at_one_iteration() -> None:
+    """Or what goes by the iteration would differ from engine to engine."""
+    learner = fewstep.maml_pp(models.mlp(), functional.mse_loss, lr=0.01, steps=2, anneal=3)
+    found = plan(learner, SINUSOIDS, seconds=2, compile="no")
+    assert max(trial.error or 0.0 for trial in found.tried) < 1e-4
+    assert learner.iteration is None
+
+
 def test_a_plan_survives_json(planned: Plan) -> None:
     assert Plan.from_json(json.loads(json.dumps(planned.to_json()))) == planned
 

@@ -567,6 +567,7 @@ def test_epochs_of_adam_on_one_exploration() -> None:
         other(experience).mean().backward()
         optimizer.step()
     assert loss.item() == pytest.approx(-walk[-1].returns.mean().item())
+    assert learner.iteration == 1
     for own, its in zip(learner.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(own, its, rtol=1e-12, atol=1e-12)
     with pytest.raises(InputError, match="at least 1 epoch, but 0 came"):

@@ -156,7 +156,9 @@ def guard(objective: Objective, tasks: Task, of_one: OfOne, ways: Callable[[], A
         check_values(tasks)
         for name, batch in tasks._asdict().items():
             if is_pair(batch):
-                _check_pair(objective, name, map_tensors(lambda leaf: leaf[0], batch), ways())
+                known = ways()  # a start of the user's own may know other things
+                one = map_tensors(lambda leaf: leaf[0], batch)
+                _check_pair(objective, name, one, known if isinstance(known, int) else None)
         if batched and looked:
             reason = str(error).strip().splitlines()[0]
             raise InputError(

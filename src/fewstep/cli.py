@@ -262,7 +262,7 @@ def _at_home(value: Any) -> Any:
         return tuple(map(_at_home, value))
     if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{each.name: _at_home(getattr(value, each.name)) for each in fields(value) if each.init})
-    return expanded(value) if isinstance(value, Path) else value
+    return expanded(value) if isinstance(value, Path) and not value.exists() else value
 
 
 def _parsed(what: type[T], program: str, arguments: list[str]) -> T:

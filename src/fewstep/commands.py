@@ -64,7 +64,9 @@ def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episod
             narrate(f"the engine was planned on {known.machine.get('device')}, and this is {recipe.device}")
         elif recipe.memory_limit is not None and (known.chosen.peak or 0) > recipe.memory_limit * GIB:
             limit = f"--memory-limit {recipe.memory_limit:g}"
-            raise InputError(f"the engine in {ENGINE} takes more than {limit} ({known}); delete that file to plan anew")
+            raise InputError(
+                f"the engine in {run.path / ENGINE} takes more than {limit} ({known}); delete that file to plan anew"
+            )
         else:
             return known.engine
     narrate(f"timing ways to compute on the first tasks, for up to {recipe.plan_seconds:g} s (--no-plan leaves it out)")
@@ -76,11 +78,11 @@ def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episod
 
 
 def judging_engine(recipe: Recipe, run: Run) -> Engine:
-    """The engine that the run was trained with, so that what is compiled is so already; nothing is kept."""
+    """The engine that the run was trained with, as far as it is of use without a backward pass."""
     known = _kept_plan(run)
     if known is None or (known.machine.get("device") == "cpu") != (recipe.device == "cpu"):
         return recipe.engine
-    compiled: Any = "no" if known.engine.compile == "no" else "pieces"
+    compiled: Any = "pieces" if known.engine.compile == "pieces" else "no"  # a whole step has a backward pass
     return dataclasses.replace(known.engine, compile=compiled, keep=False, graph=False)
 
 

@@ -40,6 +40,8 @@ def _first_not_finite(learner: Learner, tasks: Task) -> str:
         if found is not None:
             return found
     trained = {name: value for name, value in learner.named_parameters() if value.requires_grad}
+    if isinstance(learner, Learner) and learner.iteration is None:
+        learner.iteration = 0  # it happened in a first step
     losses = learner(tasks)
     if not torch.isfinite(losses).all():
         return f"the loss of task {int((~torch.isfinite(losses)).nonzero()[0])} is not finite"

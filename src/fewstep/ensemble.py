@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fewstep.errors import InputError
 from fewstep.labels import ways_of
 from fewstep.learner import Learner
+from fewstep.normalisation import Policy
 from fewstep.task import Point, Task
 
 
@@ -33,6 +34,11 @@ class Ensemble(nn.Module):
             )
         self.learners = nn.ModuleList(learners)
         self.permutations = permutations
+
+    @property
+    def normalisation(self) -> Policy | None:
+        """By which statistics batch norm normalises in the first of its learners."""
+        return self.learners[0].normalisation  # type: ignore[return-value]
 
     @torch.no_grad()
     def path(self, tasks: Task, steps: int | None = None, at: Collection[int] | None = None) -> list[Point]:

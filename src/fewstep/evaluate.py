@@ -147,7 +147,7 @@ def evaluate(
 
     metric : "accuracy", "mse", "loss" (the query loss), "return" (of an `Explorer`), or a `Metric` of your own
     at : the steps to judge after, if not all: most of the time goes into large query sets
-    protocol : what decides about the number; by default, by which statistics batch norm normalised
+    protocol : what decides about the number; by default, by which statistics batch norm normalised, where that is known
     The interval is 1.96 standard deviations / sqrt(count), as in the paper. The learner is in eval mode meanwhile.
     Where several processes work together, all have to call it; they share the batches, and each gets the result.
     """
@@ -166,8 +166,8 @@ def evaluate(
     by_step = _by_step(values, range(steps + 1) if at is None else sorted(at))
     if (found := values.shape[1]) < 2:  # an environment may have failed in some tasks
         raise InputError(f"an interval needs at least 2 episodes, but {count - found} of {count} failed")
-    if protocol is None and isinstance(learner, nn.Module):
-        protocol = {"normalisation": MEANINGS[getattr(learner, "normalisation", None)]}
+    if protocol is None and (policy := getattr(learner, "normalisation", "")) in MEANINGS:
+        protocol = {"normalisation": MEANINGS[policy]}
     return Evaluation(metric.name, by_step, found, dict(protocol or {}), metric.higher_is_better, values)
 
 

@@ -66,11 +66,10 @@ def evaluate_run(
 
 
 def _looked_at(protocol: Protocol, place: int) -> list[int] | None:
-    """The inner steps to judge after: of the first protocol all, for plots; of others those that tables show.
-
-    Most of the time goes into query sets.
-    """
-    return sorted({*(step for step in SHOWN if step < protocol.steps), protocol.steps}) if place else None
+    """The inner steps to judge after: all; in further protocols with many queries, where these take most of the time,
+    those that tables show."""
+    few = not place or protocol.about.get("queries_per_class", 1) == 1
+    return None if few else sorted({*(step for step in SHOWN if step < protocol.steps), protocol.steps})
 
 
 def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None) -> dict[str, Any]:

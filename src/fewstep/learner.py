@@ -131,16 +131,15 @@ class Learner(nn.Module):
     @property
     def order(self) -> Derivative:
         """The derivative at the present iteration."""
-        present = self.counted if self.exact_from and torch.is_grad_enabled() else self.iteration or 0
-        return self.derivative if present >= self.exact_from else "none"
+        return "none" if self.exact_from and self.counted < self.exact_from else self.derivative
 
     @property
     def counted(self) -> int:
-        """The present iteration; `InputError` where nobody counts, and what depends on it would never change."""
-        if self.iteration is None:
+        """The present iteration; `InputError` in training where nobody counts: what goes by it would never change."""
+        if self.iteration is None and torch.is_grad_enabled():
             raise InputError("set learner.iteration before each meta-step: what it does depends on the number; "
                              "fewstep.train and fewstep.MetaStep set it by themselves")  # fmt: skip
-        return self.iteration
+        return self.iteration or 0
 
     def forward(self, tasks: Task) -> Tensor:
         """The outer objective [B] of each task: by default, the query loss after adaptation to its support set.

@@ -16,7 +16,7 @@ from fewstep.functional import Objective, Place, Tensors, tensors_by_name
 from fewstep.labels import absent, members
 from fewstep.patterns import linear_head, matching
 from fewstep.per_task import per_task
-from fewstep.task import Batch
+from fewstep.task import Batch, is_pair
 
 Known = Hashable
 
@@ -79,8 +79,7 @@ class HeadStart:
 
     def known(self, support: Batch) -> Known:
         """The number of ways N: labels run from 0 to N - 1 in every task."""
-        labelled = isinstance(support, tuple | list) and len(support) in (2, 3)  # padded tasks have a mask
-        y = support[1] if labelled else None
+        y = support[1] if is_pair(support) or _is_padded(support) else None
         if not isinstance(y, Tensor) or y.is_floating_point() or y.numel() == 0:
             raise InputError("this start of the head needs (x, y) batches with integer labels from 0 to ways - 1")
         ways = int(y.max()) + 1
@@ -135,11 +134,17 @@ class Prototypes(HeadStart):
         features = features.to(tensors[self.weight].dtype)  # autocast may have lowered it
         # Not `one_hot`, which looks at values where it is both batched and differentiated.
         member = members(support[1].flatten(), known)
-        if len(support) == 3:  # what is filled in counts for nothing
+        if _is_padded(support):  # what is filled in counts for nothing
             member = member & support[2]
         member = member.to(features.dtype)
         means = member @ features / member.sum(1, keepdim=True)
         return {self.weight: 2 * means, self.bias: -means.square().sum(1)}
+
+
+def _is_padded(batch: Batch) -> bool:
+    """Whether a batch is `(x, y, mask)`, as `pad_tasks` makes it."""
+    three = isinstance(batch, tuple | list) and len(batch) == 3
+    return three and isinstance(batch[2], Tensor) and batch[2].dtype == torch.bool
 
 
 class _FoundError(Exception):

@@ -53,7 +53,9 @@ def protocols_table(content: Mapping[str, Any]) -> Table:
 def comparison_table(first: str, second: str, found: Sequence[Mapping[str, Any]]) -> Table:
     """Two runs side by side, a row for each protocol."""
     title = f"{first} and {second}: {label(found[0]['metric'])}"
-    told = ", ".join(words({**found[0]["protocol"], "queries_per_class": None, "shots": None, "inner_lr": None}))
+    same = {key: value for key, value in found[0]["protocol"].items()
+            if all(entry["protocol"].get(key) == value for entry in found)}  # fmt: skip
+    told = ", ".join(words({**same, "queries_per_class": None, "shots": None, "inner_lr": None}))
     steps = " and ".join(dict.fromkeys(str(result.step) for result in found[0]["results"]))
     about = f"the same {found[0]['episodes']:,} episodes for both, after {steps} inner steps, {told}"
     result = Table(title=Text(title), caption=Text(about))

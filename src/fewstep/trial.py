@@ -47,9 +47,7 @@ class Bench:
     def __init__(self, learner: Learner, tasks: Task, clip: float | None, average: Average | None) -> None:
         frozen = {id(value): value for value in learner.parameters() if not value.requires_grad}
         self.learner = copy.deepcopy(learner, memo=frozen)
-        self.learner.iteration = max(
-            learner.iteration or 0, learner.exact_from
-        )  # its derivative is the one that takes long
+        self.iteration = max(learner.iteration or 0, learner.exact_from)  # with the derivative that takes long
         self.parameters = [value for value in self.learner.parameters() if value.requires_grad]
         self.tasks = tasks
         self.device = self.parameters[0].device
@@ -109,10 +107,11 @@ class Bench:
         return self._timed(count) / count
 
     def _timed(self, count: int) -> float:
-        """Seconds of some meta-steps at the rate 0: nothing moves, so that each has the same to do."""
+        """Seconds of some meta-steps of one iteration, at the rate 0: nothing moves, each has the same to do."""
         self._wait()
         start = clock()
         for _ in range(count):
+            self.learner.iteration = self.iteration
             self.step(self.tasks, 0.0)
         self._wait()
         return clock() - start

@@ -12,13 +12,14 @@ from torch import nn
 from fewstep import models
 from fewstep.baselines import Baseline, trained_net
 from fewstep.data.augment import Augment
-from fewstep.data.episodes import ClassEpisodes
+from fewstep.data.episodes import ClassEpisodes, Episodes
 from fewstep.data.image_folder import load_image_folder
 from fewstep.data.layouts import Split
 from fewstep.data.mini_imagenet import load_mini_imagenet
 from fewstep.data.table import ImageTable
 from fewstep.distributed import from_first
 from fewstep.errors import InputError
+from fewstep.learner import Learner
 from fewstep.progress import narrate
 from fewstep.protocol import Protocol
 from fewstep.recipes.classification import PRETRAINED, ClassificationRecipe
@@ -39,7 +40,7 @@ class PicturesRecipe(ClassificationRecipe):
     """Shift, mirror and recolour the pictures of training, of the warm-up and of the pre-trained baseline too."""
     warm_up: int = 0
     """Iterations of training on all training classes together, 128 pictures each, before meta-training; in one go: what
-    is stopped begins again."""
+    is stopped begins again. The pre-trained baseline is that net then, whatever --pretrain-iterations says."""
     pool: bool = True
 
     @property
@@ -102,14 +103,12 @@ class MiniImageNetRecipe(PicturesRecipe):
     channels: ClassVar[int] = 3
     side: ClassVar[int] = 84
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self, learner: Learner, episodes: Episodes) -> None:
+        super().check(learner, episodes)
         queries = self.shots if self.queries is None else self.queries
         if self.clip in AUTHORS_CLIPS and abs(self.clip - (own := 10 * self.shots / queries)) > 1e-9:
-            raise InputError(
-                f"--clip {self.clip:.4g} is the authors' for other numbers of shots or queries; for {self.shots} and "
-                f"{queries} theirs is --clip {own:.4g}"
-            )
+            narrate(f"--clip {self.clip:.4g} is the authors' for other numbers of shots or queries; for {self.shots} "
+                    f"and {queries} theirs is --clip {own:.4g}")  # fmt: skip
 
     def images(self, split: Split) -> ImageTable:
         return _mini_imagenet(split, self.root)

@@ -39,6 +39,9 @@ class Ascent:
     def __call__(self, tasks: Task, lr: float) -> Tensor:
         tasks, walk = self.explorer.lived(tasks)
         experience = self.explorer.task_of(walk)
+        learner = self.explorer.learner
+        number = learner.iteration
         for _ in range(self.epochs):
+            learner.iteration = number  # all of them together are one
             self.adam(experience, lr)
         return averaged([-walk[-1].returns.mean()], tasks.size)[0]
