@@ -60,9 +60,7 @@ def absent(y: Tensor, ways: int) -> Tensor:
 
 def _labelled(batch: Batch, name: str) -> tuple[Tensor, Tensor]:
     if not is_pair(batch) or not all(isinstance(part, Tensor) for part in batch):
-        raise InputError(
-            f"labels are looked for in batches (x, y) of two tensors, but the {name} set is of another form"
-        )
+        raise InputError(f"this needs batches (x, y) of two tensors, but the {name} set is of another form")
     x, y = batch
     if y.dim() != 2 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise InputError(f"{name} labels must be integers [tasks, examples], but {y.dtype} {tuple(y.shape)} came")
