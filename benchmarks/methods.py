@@ -3,9 +3,9 @@
 python -m benchmarks.methods [--methods maml anil ...] [--data omniglot glyphs] [--iterations N] [--out FOLDER]
 
 Each method is a `fewstep train` and a `fewstep evaluate` of its own, with one thread, two at a time; metric learners,
-which adapt without steps, stand beside them (`benchmarks.metric_learners`). What has been
-evaluated is not run again; what was stopped goes on. Settings beside the budget are the recipe's, and
-where a method needs others, those of `settings`.
+which adapt without steps, stand beside them (`benchmarks.metric_learners`). What has been evaluated is not run again;
+what was stopped goes on. Settings beside the budget are the recipe's, and where a method needs others, those of
+`settings`.
 """
 
 from __future__ import annotations

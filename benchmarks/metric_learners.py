@@ -20,7 +20,7 @@ from fewstep.learner import Learner
 from fewstep.protocol import Protocol
 from fewstep.recipes import RECIPES
 from fewstep.run import Run
-from fewstep.train import Training, train
+from fewstep.train import train
 
 KINDS: dict[str, Callable[[nn.Module], MetricLearner]] = {
     "protonet": lambda model: ProtoNet(features_of(model)),
@@ -50,22 +50,19 @@ class Options:
 def main(options: Options) -> None:
     """Train, and judge the best validated weights by the recipe's first protocol, which has one query a class."""
     recipe = replace(RECIPES[options.recipe], meta_batch=4, inner_steps=0, iterations=options.iterations,
-                     validation_episodes=options.validation, test_episodes=options.episodes)  # fmt: skip
+                     check_every=max(options.iterations // 2, 1), validation_episodes=options.validation,
+                     test_episodes=options.episodes)  # fmt: skip
     learner, run = KINDS[options.kind](recipe.initial_model()), Run(options.out)
     judged = cast(Learner, learner)  # it goes where a learner goes
     run.write_json("config.json", {"iterations": options.iterations, "inner_steps": 0})
     if any(value.requires_grad for value in learner.parameters()):
         check = partial(evaluate, episodes=recipe.episodes("validation"), metric="accuracy", steps=0,
                         count=options.validation)  # fmt: skip
-        train(judged, recipe.episodes("train"), _training(recipe.training()), run, validate=check, report=print)
+        train(judged, recipe.episodes("train"), recipe.training(), run, validate=check, report=print)
         run.restore("best.safetensors", learner)
     protocol: Protocol = replace(recipe.protocols()[0], steps=0)
     result = protocol.judge([judged], "accuracy").to_json()
     run.write_json("evaluation.json", {**result, "seed": recipe.seed})
-
-
-def _training(settings: Training) -> Training:
-    return replace(settings, check_every=max(settings.iterations // 2, 1))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
 def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episodes) -> Engine:
     """The engine in the run's folder; where there is none, one is planned on the first tasks, and kept."""
     if (known := _kept_plan(run)) is not None:
-        if (known.machine.get("device") == "cpu") != (recipe.device == "cpu"):
+        if _is_elsewhere(known, recipe):
             narrate(f"the engine was planned on {known.machine.get('device')}, and this is {recipe.device}")
         elif recipe.memory_limit is not None and (known.chosen.peak or 0) > recipe.memory_limit * GIB:
             limit = f"--memory-limit {recipe.memory_limit:g}"
@@ -80,10 +80,15 @@ def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episod
 def judging_engine(recipe: Recipe, run: Run) -> Engine:
     """The engine that the run was trained with, as far as it is of use without a backward pass."""
     known = _kept_plan(run)
-    if known is None or (known.machine.get("device") == "cpu") != (recipe.device == "cpu"):
+    if known is None or _is_elsewhere(known, recipe):
         return recipe.engine
     compiled: Any = "pieces" if known.engine.compile == "pieces" else "no"  # a whole step has a backward pass
     return dataclasses.replace(known.engine, compile=compiled, keep=False, graph=False)
+
+
+def _is_elsewhere(known: Plan, recipe: Recipe) -> bool:
+    """Whether it was made for the other kind of device."""
+    return (known.machine.get("device") == "cpu") != (recipe.device == "cpu")
 
 
 def _kept_plan(run: Run) -> Plan | None:

@@ -27,7 +27,7 @@ from fewstep.progress import narrate
 from fewstep.protocol import Protocol
 from fewstep.recipes import Recipe
 from fewstep.run import Run, checkpoint_name
-from fewstep.tables import SHOWN, words
+from fewstep.tables import shown, words
 from fewstep.task import Task
 
 
@@ -69,7 +69,7 @@ def _looked_at(protocol: Protocol, place: int) -> list[int] | None:
     """The inner steps to judge after: all; in further protocols with many queries, where these take most of the time,
     those that tables show."""
     few = not place or protocol.about.get("queries_per_class", 1) == 1
-    return None if few else sorted({*(step for step in SHOWN if step < protocol.steps), protocol.steps})
+    return None if few else shown(range(protocol.steps + 1))
 
 
 def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None) -> dict[str, Any]:
@@ -171,20 +171,21 @@ class _Judged:
     run: Run
     name: str
     recipe: Recipe
-    weights: str  # their file
+    weights: str
+    file: str
+    """Of the weights."""
 
     @classmethod
     def of(cls, path: Path, weights: str, episodes: int | None) -> _Judged:
         name, recipe = recipe_of(run := Run(path))
         if episodes is not None:
             recipe = dataclasses.replace(recipe, test_episodes=episodes)
-        return cls(run, name, recipe, run.weights_file(weights))
+        return cls(run, name, recipe, weights, run.weights_file(weights))
 
     @property
     def about(self) -> dict[str, Any]:
-        iterations = self.run.step_of(self.weights)
-        kind = self.weights.removesuffix(".safetensors")
-        return {"recipe": self.name, "seed": self.recipe.seed, "iterations": iterations, "weights": kind}
+        iterations = self.run.step_of(self.file)
+        return {"recipe": self.name, "seed": self.recipe.seed, "iterations": iterations, "weights": self.weights}
 
     def checkpoints(self, count: int) -> list[str]:
         """The files of the `count` best validated weights; all there are where those are fewer."""
@@ -194,7 +195,7 @@ class _Judged:
 
     def learners(self, policy: Policy | None, count: int) -> list[Learner]:
         """The learner with the chosen weights, or one for each of the best checkpoints."""
-        names: Iterable[str] = [self.weights]
+        names: Iterable[str] = [self.file]
         if count > 1:
             names = self.checkpoints(count)
         found = []

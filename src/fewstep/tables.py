@@ -13,7 +13,6 @@ from fewstep.plots import Line
 
 Json = dict[str, Any]
 LABELS = {"accuracy": "accuracy in %", "mse": "mean squared error"}
-SHOWN = (0, 1, 5, 10)  # inner steps after which a table tells the metric; and after the last
 WORDS = {"ways": "{}-way", "shots": "{}-shot", "normalisation": "{}", "loss": "{}", "inner_lr": "inner rate {}",
          "queries_per_class": "queries per class: {}", "queries": "{} queries per task",
          "trained_on_shots": "trained on {} shots"}  # fmt: skip
@@ -33,8 +32,7 @@ def table(evaluation: Mapping[str, Any]) -> Table:
 def protocols_table(content: Mapping[str, Any]) -> Table:
     """One row for each protocol: what it is, and the metric before adaptation and after the last step."""
     entries = content["protocols"]
-    plain = [entry["protocol"] for entry in entries]
-    shared = {key: value for key, value in plain[0].items() if all(other.get(key) == value for other in plain)}
+    shared = _shared(entries)
     about = f"{content['iterations']:,} iterations of training with seed {content['seed']}"
     result = Table(title=Text(f"{content['recipe']}: {label(entries[0]['metric'])}"),
                    caption=Text(", ".join([*words(shared), "mean ± 95 % interval", about])))  # fmt: skip
@@ -50,12 +48,16 @@ def protocols_table(content: Mapping[str, Any]) -> Table:
     return result
 
 
+def _shared(entries: Sequence[Mapping[str, Any]]) -> Json:
+    """What all protocols have in common."""
+    plain = [entry["protocol"] for entry in entries]
+    return {key: value for key, value in plain[0].items() if all(other.get(key) == value for other in plain)}
+
+
 def comparison_table(first: str, second: str, found: Sequence[Mapping[str, Any]]) -> Table:
     """Two runs side by side, a row for each protocol."""
     title = f"{first} and {second}: {label(found[0]['metric'])}"
-    same = {key: value for key, value in found[0]["protocol"].items()
-            if all(entry["protocol"].get(key) == value for entry in found)}  # fmt: skip
-    told = ", ".join(words({**same, "queries_per_class": None, "shots": None, "inner_lr": None}))
+    told = ", ".join(words({**_shared(found), "queries_per_class": None, "shots": None, "inner_lr": None}))
     steps = " and ".join(dict.fromkeys(str(result.step) for result in found[0]["results"]))
     about = f"the same {found[0]['episodes']:,} episodes for both, after {steps} inner steps, {told}"
     result = Table(title=Text(title), caption=Text(about))
@@ -100,6 +102,15 @@ def words(protocol: Mapping[str, Any]) -> Iterator[str]:
             yield WORDS.get(key, f"{name} {{}}").format(value)
 
 
+def shown(steps: Sequence[int]) -> list[int]:
+    """Those of the inner steps after which a table tells the metric.
+
+    >>> shown(range(13))
+    [0, 1, 5, 10, 12]
+    """
+    return [step for step in steps if step in (0, 1, 5, 10, max(steps))]
+
+
 def _title(evaluation: Mapping[str, Any]) -> str:
     return f"{evaluation['recipe']}, {evaluation['name']}: {label(evaluation['metric'])} by inner steps"
 
@@ -107,7 +118,7 @@ def _title(evaluation: Mapping[str, Any]) -> str:
 def _rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
     """A header, then a row of texts for the learner and for each baseline."""
     found = lines(evaluation)
-    steps = [step for step in found[0].x if step in (*SHOWN, max(found[0].x))]
+    steps = shown(found[0].x)
     digits = 2 if evaluation["metric"] == "accuracy" else 3
     rows = [["after", *(f"{step} step{plural(step)}" for step in steps)]]
     for line in found:
