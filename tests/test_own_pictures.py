@@ -142,6 +142,8 @@ def test_all_protocols_in_one_table(world: Path, capsys: pytest.CaptureFixture[s
     assert "checkpoints" in out
     kinds = [str(entry["protocol"]) for entry in content["protocols"]]
     assert len(set(kinds)) == 7
+    main(["evaluate", str(world / "run"), "--all-protocols", "--episodes", "2", "--weights", "model"])
+    assert "2 last checkpoints" in (world / "run" / "protocols.json").read_text()
 
 
 def test_a_residual_net_warmed_up_on_augmented_pictures(world: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -85,10 +85,11 @@ def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None)
     for place, protocol in sorted(enumerate(protocols), key=lambda pair: -pair[1].episodes):
         if protocol.checkpoints > 1:
             there = len(judged.checkpoints(protocol.checkpoints))
-            if weights != "best" or there < 2:
-                narrate(f"without the ensemble: it is of the best checkpoints, of which there are {there}")
+            if there < 2:
+                narrate(f"without the ensemble: it is of several checkpoints, and the run has kept {there}")
                 continue
-            protocol = dataclasses.replace(protocol, checkpoints=there)
+            which: Literal["best", "last"] = "best" if weights == "best" else "last"
+            protocol = dataclasses.replace(protocol, checkpoints=there, which=which)
         way = id(protocol.tasks), protocol.normalisation, protocol.checkpoints, protocol.permutations
         if way not in found:
             narrate(f"{protocol.name}, {protocol.episodes:,} episodes")
@@ -188,13 +189,15 @@ class _Judged:
         return {"recipe": self.name, "seed": self.recipe.seed, "iterations": iterations, "weights": self.weights}
 
     def checkpoints(self, count: int) -> list[str]:
-        """The files of the `count` best validated weights; all there are where those are fewer."""
+        """The files of the `count` best validated or last weights; all there are where those are fewer."""
         best = (self.run.load_state() or {"best": []})["best"]
-        names = [checkpoint_name(each["step"]) for each in best if isinstance(each, dict)]
-        return [name for name in names if (self.run.path / name).exists()][:count]
+        steps = [each["step"] for each in best if isinstance(each, dict)]
+        if self.weights == "model":
+            steps.sort(reverse=True)
+        return [name for name in map(checkpoint_name, steps) if (self.run.path / name).exists()][:count]
 
     def learners(self, policy: Policy | None, count: int) -> list[Learner]:
-        """The learner with the chosen weights, or one for each of the best checkpoints."""
+        """The learner with the chosen weights, or one for each of several checkpoints."""
         names: Iterable[str] = [self.file]
         if count > 1:
             names = self.checkpoints(count)

@@ -26,7 +26,7 @@ class EvaluateOptions:
     all_protocols: bool = False
     """Instead, one table of every protocol that people use: the authors' own, 15 queries per class, 600, 2,000 and
     10,000 episodes (or the most that --episodes says), by statistics of the batch and of the support set, an ensemble
-    of the best checkpoints; without baselines. It goes to protocols.json."""
+    of the best checkpoints (the last ones with --weights model); without baselines. It goes to protocols.json."""
     normalisation: Literal["batch", "support", "running", "per_step"] | None = None
     """By which statistics batch norm goes: those of the batch at hand, transductive as in the paper; of the support
     set; or of training tasks, overall or for each inner step. By default the batch's, and for your own pictures the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fewstep.data.episodes import Episodes
 from fewstep.ensemble import Ensemble
@@ -23,7 +23,7 @@ class Protocol:
     about : the tasks and the inner loop in plain values, for tables and files
     episodes : how many of the tasks;  steps : inner steps
     normalisation : by which statistics batch norm goes; None where there is none
-    checkpoints : of the best validated ones of a run, how many answer together
+    checkpoints : how many of a run answer together;  which : the best validated ones, or the last ones
     permutations : in how many orders of the labels each of them adapts, see `fewstep.ensemble.Ensemble`
     seen_by : what makes of a learner that which is judged: a policy has to explore, for example
     """
@@ -35,6 +35,7 @@ class Protocol:
     steps: int = 10
     normalisation: Policy | None = None
     checkpoints: int = 1
+    which: Literal["best", "last"] = "best"
     permutations: int = 1
     seen_by: Callable[[Learner], Judged] = lambda learner: learner
 
@@ -43,7 +44,7 @@ class Protocol:
         """What a number has to be told with."""
         own = {} if self.normalisation is None else {"normalisation": MEANINGS[self.normalisation]}
         if self.checkpoints > 1:
-            own["checkpoints"] = f"mean logits of the {self.checkpoints} best checkpoints"
+            own["checkpoints"] = f"mean logits of the {self.checkpoints} {self.which} checkpoints"
         if self.permutations > 1:
             own["permutations"] = f"mean logits over {self.permutations} turns of the labels"
         return {**self.about, **own}

@@ -20,7 +20,7 @@ from fewstep.errors import InputError
 
 
 def checkpoint_name(step: int) -> str:
-    """The file of the weights of an iteration that are among the best.
+    """The file of the weights of an iteration that are among the best or the last.
 
     >>> checkpoint_name(500)
     'checkpoints/500.safetensors'
@@ -35,7 +35,7 @@ class Run:
     engine.json         the plan by which tasks are computed (`fewstep.planner`), where there is one
     metrics.jsonl       one line per logged event of training
     model.safetensors   the last weights;  best.safetensors: those with the best validation result
-    checkpoints/        the best few, by iteration
+    checkpoints/        the best few and the last few, by iteration
     trainer.pt          everything that goes on from the last checkpoint
     evaluation.json     the result on test tasks
     """

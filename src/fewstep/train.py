@@ -46,7 +46,7 @@ class Training:
     lr : beta, Adam's learning rate;  schedule : constant, or a cosine from lr down to 0 at the last iteration
     clip : each element of the meta-gradient is cut to [-clip, clip]; None leaves it
     check_every : iterations between two validations, each followed by a checkpoint;  log_every : between two log lines
-    keep : how many of the best validated weights are kept in the run, beyond one under `checkpoints/`
+    keep : how many of the best validated weights, and of the last ones, are kept; beyond one under `checkpoints/`
     """
 
     iterations: int
@@ -114,15 +114,17 @@ def train(
 
 
 def _with_best(learner: Learner, run: Run, best: Best, now: dict[str, Any], keep: int) -> Best:
-    """The best validated weights so far, those of `now` among them if they are, each with its file in the run."""
+    """The best few validated weights and the last few, the best first, each with its file in the run."""
     ranked = sorted([*best, now], key=lambda each: -each["worth"])  # of equals, the earlier one stays ahead
-    kept, gone = ranked[:keep], ranked[keep:]
-    if kept[0] is now:
+    last = sorted(each["step"] for each in ranked)[-keep:]
+    kept = [each for place, each in enumerate(ranked) if place < keep or each["step"] in last]
+    if ranked[0] is now:
         run.save_weights("best.safetensors", learner.state_dict(), now["step"])
-    if keep > 1 and any(each is now for each in kept):
+    if keep > 1:
         run.save_weights(checkpoint_name(now["step"]), learner.state_dict(), now["step"])
-    for each in gone:
-        run.delete(checkpoint_name(each["step"]))
+    for each in ranked:
+        if each not in kept:
+            run.delete(checkpoint_name(each["step"]))
     return kept
 
 

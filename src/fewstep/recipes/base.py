@@ -79,7 +79,7 @@ class Recipe(ABC):
     log_every: int = 100
     """Iterations between logged losses."""
     keep: int = 5
-    """How many of the best validated weights to keep; some protocols have them answer together."""
+    """How many of the best validated weights, and of the last, to keep; some protocols have them answer together."""
     validation_episodes: int = 200
     """Tasks of each validation."""
     test_episodes: int = 600
