@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 import warnings
 from typing import Any
@@ -34,6 +35,8 @@ from tests.reference import meta_gradient, relative_error
         ({"convolution": "fft"}, "convolution must be one of"),
         ({"precision": "half"}, "precision must be one of"),
         ({"method": "loop", "product": "forward"}, "needs the method 'vmap'"),
+        ({"compile": "step", "product": "forward"}, "has no part in a whole step"),
+        ({"method": "loop", "chunk": 4}, "takes one task at a time, but chunk=4 came"),
         ({"convolution": "channels_last"}, "use 'loop' or 'matmul'"),
         ({"keep": "yes"}, "keep must be one of"),
         ({"keep": True}, "needs compile='pieces' and product='reverse', but compile='no' and product='reverse' came"),
@@ -55,6 +58,26 @@ def test_wrong_engines(options: dict[str, Any], message: str) -> None:
 def test_engines_that_do_not_fit_the_learner(options: dict[str, Any], engine: Engine) -> None:
     with pytest.raises(InputError, match="use"):
         maml(fewstep.models.mlp(), functional.mse_loss, lr=0.1, engine=engine, **options)
+
+
+def test_engines_may_be_words_and_nothing_else() -> None:
+    learner = maml(fewstep.models.mlp(), functional.mse_loss, lr=0.1)
+    learner.engine = "loop"
+    assert learner.engine == Engine(method="loop")
+    with pytest.raises(InputError, match="method must be one of"):
+        learner.engine = "fast"  # type: ignore[assignment]
+
+
+def test_bfloat16_where_it_is_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(precision="bfloat16")
+    with pytest.raises(InputError, match="autocast leaves float64 as it is"):
+        maml(fewstep.models.mlp().double(), functional.mse_loss, lr=0.1, engine=engine)
+    for units in (False, True):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": units, "amx_bf16": False})  # noqa: B023
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            maml(fewstep.models.mlp(), functional.mse_loss, lr=0.1, engine=engine)
+        assert ["no units for bfloat16" in str(each.message) for each in told] == ([] if units else [True])
 
 
 def ones(*shape: int) -> Task:
@@ -217,6 +240,37 @@ def test_watch_sees_closures_globals_partials_and_replaced_tensors(monkeypatch: 
     layer.sizes = [1, 2]  # type: ignore[assignment]
     seen.append(watch.values())
     assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+
+
+class Slotted:
+    """A loss whose plain numbers are in slots, and in its class."""
+
+    __slots__ = ("factor", "more")
+    power = 2
+
+    def __init__(self) -> None:
+        self.factor = 1.0
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return self.factor * (prediction - target).abs().pow(self.power).mean()
+
+
+def test_watch_sees_slots_and_what_classes_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss = Slotted()
+    layer = nn.Linear(1, 1)
+    layer.held = loss  # type: ignore[assignment]
+    for watched in (loss, layer, functools.partial(loss)):
+        watch = Watch([watched])
+        seen = [watch.values()]
+        assert watch.values() == seen[0]
+        loss.factor += 1
+        seen.append(watch.values())
+        monkeypatch.setattr(Slotted, "power", Slotted.power + 1)
+        seen.append(watch.values())
+        loss.more = len(seen)  # type: ignore[attr-defined]
+        seen.append(watch.values())
+        assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+        del loss.more  # type: ignore[attr-defined]
 
 
 def test_a_copy_of_a_learner_watches_its_own_model() -> None:

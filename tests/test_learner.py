@@ -230,6 +230,9 @@ def test_what_would_silently_lose_a_derivative_is_refused(sinusoids: Task, engin
     scale = nn.Parameter(torch.ones(()))
     with pytest.raises(InputError, match="depends on a parameter that is neither the model's nor its own"):
         maml(fewstep.models.mlp(), lambda p, y: scale * functional.mse_loss(p, y), lr=0.1, engine=engine)(sinusoids)
+    with pytest.raises(InputError, match="depends on a parameter that is neither the model's nor its own"):
+        maml(fewstep.models.mlp(), lambda p, y: scale * functional.mse_loss(p, y), lr=0.1, engine=engine,
+             inner_loss=functional.mse_loss)(sinusoids)  # fmt: skip
 
     learner = maml(nn.Sequential(nn.Linear(1, 3), nn.Dropout(0.5), nn.Linear(3, 1)), functional.mse_loss, lr=0.1)
     losses = learner(sinusoids)

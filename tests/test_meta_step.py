@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep import DivergenceError, Engine, FallbackWarning, Learner, Task, maml
+from fewstep import DivergenceError, Engine, FallbackWarning, InputError, Learner, Task, maml
 from fewstep.functional import Tensors
 from fewstep.meta_step import MetaStep
 
@@ -162,6 +162,40 @@ def test_what_is_frozen_stays_also_where_it_was_frozen_late(chunk: int | None, r
         assert learner.update.rate.item() == 0.1
         learners.append(learner)
     assert_equal(learners[1], list(learners[0].parameters()))
+
+
+def test_what_was_frozen_for_a_while_has_counted_its_own_steps(recorded_only: None) -> None:
+    learners = []
+    for engine in (Engine(), Engine(compile="step")):
+        learner = build()
+        learner.engine = engine
+        step = MetaStep(learner, torch.optim.Adam(learner.parameters()))
+        for number in range(8):
+            learner.model[0].weight.requires_grad_(not 2 <= number < 5)  # type: ignore[index]
+            step(TASKS, 0.1)
+        learners.append(learner)
+    assert_equal(learners[1], list(learners[0].parameters()))
+
+
+def test_a_rate_that_the_rule_does_not_hold_is_refused_and_moves_where_it_can(recorded_only: None) -> None:
+    rate = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+
+    def rule(theta: Tensors, gradient: Tensors, state: Any, step: int) -> tuple[Tensors, Any]:
+        return {name: value - (rate.exp() if step else 0.1) * gradient[name] for name, value in theta.items()}, None
+
+    learner = Learner(nn.Linear(2, 1).double(), functional.mse_loss, rule, steps=2, engine=Engine(compile="step"))
+    with pytest.raises(InputError, match=r"the update rule depends on a parameter that it does not hold"):
+        learner(TASKS)
+    learner.engine = Engine(compile="pieces")
+    MetaStep(learner, torch.optim.Adam([*learner.parameters(), rate]))(TASKS, 0.1)
+    assert rate.item() == pytest.approx(-2.0, abs=0.11)
+    assert rate.item() != -2.0
+
+
+def test_a_parameter_beside_the_learners_keeps_the_step_from_being_one_call(recorded_only: None) -> None:
+    learner, beside = build(), nn.Parameter(torch.ones(()))
+    MetaStep(learner, torch.optim.Adam([*learner.parameters(), beside]))(TASKS, 0.1)
+    assert all(value.grad is not None for value in learner.parameters())
 
 
 def test_a_change_of_adams_constants_is_seen(recorded_only: None) -> None:

@@ -28,7 +28,7 @@ from fewstep.agreement import relative_error
 from fewstep.cli import main
 from fewstep.commands import train_run
 from fewstep.data import SinusoidEpisodes
-from fewstep.footprint import free_memory
+from fewstep.footprint import footprint, free_memory
 from fewstep.judge import evaluate_run
 from fewstep.meta_step import MetaStep
 from fewstep.protocol import Protocol
@@ -295,6 +295,41 @@ def test_memory_stays_within_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
         plan(sinusoid_learner(), tasks, seconds=1000, memory=0.0005, compile="no")
 
 
+def test_what_is_chosen_keeps_to_its_limit_when_it_is_weighed_again() -> None:
+    learner, tasks = conv_learner()
+    free = plan(learner, tasks, seconds=20, compile="no", method="vmap", chunk=None)
+    limit = 0.6 * (free.chosen.peak or 0)
+    if not limit:
+        pytest.skip("memory is not counted on this machine")
+    chosen = plan(learner, tasks, seconds=20, compile="no", memory=limit / 2**30)
+    learner.engine = chosen.engine
+    step = MetaStep(learner, torch.optim.Adam(learner.parameters()))
+    step(tasks, 0.0)
+    assert 0 < (footprint(lambda: step(tasks, 0.0), CPU) or 0) <= 1.1 * limit
+    assert chosen.engine != free.engine
+
+
+def test_a_compiler_that_fails_is_announced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(function: Any, tensors: Any) -> Any:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr("fewstep.engine.compiled", fails)
+    with pytest.warns(FallbackWarning) as told:
+        chosen = plan(sinusoid_learner(), SINUSOIDS, seconds=100)
+    assert [str(each.message) for each in told] == ["running without compilation, which failed: no compiler here"]
+    assert chosen.engine.compile == "no"
+    with pytest.raises(InputError, match="no compiler here"), pytest.warns(FallbackWarning):
+        plan(sinusoid_learner(), SINUSOIDS, seconds=100, compile="pieces")
+
+
+def test_fewer_processes_have_more_tasks_each(planned: Plan) -> None:
+    entry = dataclasses.replace(planned.chosen, peak=100, engine=Engine())
+    four = dataclasses.replace(planned, engine=Engine(), tried=(entry,), tasks=8)
+    assert (four.peak_of(4), four.peak_of(8), four.peak_of(32)) == (100, 100, 400)
+    cut = dataclasses.replace(entry, engine=Engine(chunk=2))
+    assert dataclasses.replace(four, engine=cut.engine, tried=(cut,)).peak_of(32) == 100
+
+
 def test_no_engine_is_begun_that_would_not_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine(lambda engine: 10.0, compiling=20.0).install(monkeypatch)
     chosen = plan(sinusoid_learner(), SINUSOIDS, seconds=120)
@@ -323,6 +358,8 @@ def test_a_loop_that_takes_all_the_time_is_the_choice(monkeypatch: pytest.Monkey
         ({"precision": "bfloat16"}, "an engine's precision cannot be fixed in a plan, only method, chunk"),
         ({"speed": "high"}, "an engine's speed cannot be fixed"),
         ({"compile": "all"}, "compile must be one of"),
+        ({"seconds": "60"}, "seconds for planning must be above 0 and finite, but '60' came"),
+        ({"memory": "4"}, "memory limit must be above 0 GiB and finite, but '4' came"),
         ({"method": "loop", "product": "forward"}, "needs the method 'vmap'"),
     ],
 )

@@ -68,14 +68,18 @@ def look_once(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool) 
     gradient in fused norms that have a bias and no weight (`tests/test_gradient.py` pins the fault). And fused
     attention has no second derivative: from here on the objective takes the math kernel, which has one.
     """
-    kind = (exact, *objective.modes())
+    both = objective.module.inner_loss is not None and torch.is_grad_enabled()  # else there is no query set
+    kind = (exact, both, *objective.modes())
     if kind in objective.looked_at:
         return
     device = tree_leaves(tasks.support)[0].device
     with torch.enable_grad(), Moment.now(device).again(), _as_differentiated(), _Operators(exact) as seen:
-        own, batch = of_one(map_tensors(lambda leaf: leaf[0].detach(), tasks.support))
-        loss = objective(own, batch, query=False)
-    if loss.requires_grad:
+        first = Task(*[map_tensors(lambda leaf: leaf[0].detach(), batch) for batch in tasks])
+        own, batch = of_one(first.support)
+        losses = [objective(own, batch, query=False)]
+        if both:
+            losses.append(objective(own, objective.query_of(first), query=True))
+    if any(loss.requires_grad for loss in losses):
         raise InputError(
             "the loss or the start depends on a parameter that is neither the model's nor its own, whose gradient "
             "would be lost; make the loss an nn.Module that holds it"

@@ -59,18 +59,20 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
 
 def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episodes) -> Engine:
     """The engine in the run's folder; where there is none, one is planned on the first tasks, and kept."""
+    tasks = share(episodes[0])
     if (known := _kept_plan(run)) is not None:
         if _is_elsewhere(known, recipe):
             narrate(f"the engine was planned on {known.machine.get('device')}, and this is {recipe.device}")
-        elif recipe.memory_limit is not None and (known.chosen.peak or 0) > recipe.memory_limit * GIB:
+        elif recipe.memory_limit is not None and known.peak_of(tasks.size) > recipe.memory_limit * GIB:
             limit = f"--memory-limit {recipe.memory_limit:g}"
             raise InputError(
-                f"the engine in {run.path / ENGINE} takes more than {limit} ({known}); delete that file to plan anew"
+                f"the engine in {run.path / ENGINE} takes more than {limit} for {tasks.size} tasks ({known}); "
+                "delete that file to plan anew"
             )
         else:
             return known.engine
     narrate(f"timing ways to compute on the first tasks, for up to {recipe.plan_seconds:g} s (--no-plan leaves it out)")
-    chosen = plan(learner, share(episodes[0]), seconds=recipe.plan_seconds, memory=recipe.memory_limit,
+    chosen = plan(learner, tasks, seconds=recipe.plan_seconds, memory=recipe.memory_limit,
                   clip=recipe.clip, **recipe.choices)  # fmt: skip
     run.write_json(ENGINE, chosen.to_json())
     narrate(str(chosen))

@@ -47,7 +47,8 @@ class Engine:
         inner step
     product : the derivative of the inner gradient by reverse mode over reverse mode, or forward over reverse
     convolution : PyTorch's own; "channels_last", its own in that memory format, under "loop" only; or "matmul",
-        unfolded into matrix products, which suits the small convolutions of many tasks with weights of their own
+        unfolded into matrix products, which suits the small convolutions of many tasks with weights of their own.
+        A convolution in groups, or whose padding is a word, stays PyTorch's own.
     keep : with compiled pieces, what the matrix products, convolutions and random generators of an inner step gave,
         and what is small, is kept for its derivative and not computed again. That takes less time, and memory for each
         step and task.
@@ -75,8 +76,13 @@ class Engine:
                 raise InputError(f"the engine's {field.name} must be one of {choices}, but {value!r} came")
         if self.chunk is not None and (not isinstance(self.chunk, int) or self.chunk < 1):
             raise InputError(f"the engine's chunk must be at least 1 task, but {self.chunk!r} came")
-        if self.method == "loop" and self.product == "forward":
-            raise InputError("the product 'forward' needs the method 'vmap', but 'loop' came")
+        if self.method == "loop" and self.chunk not in (None, 1):
+            raise InputError(f"the method 'loop' takes one task at a time, but chunk={self.chunk} came; set it to None")
+        if self.product == "forward" and (self.method == "loop" or self.compile == "step"):
+            came = f"method={self.method!r} and compile={self.compile!r} came"
+            raise InputError(
+                f"the product 'forward' needs the method 'vmap', and has no part in a whole step, but {came}"
+            )
         if self.keep and (self.compile != "pieces" or self.product == "forward"):
             came = f"compile={self.compile!r} and product={self.product!r} came"
             raise InputError(f"keep=True needs compile='pieces' and product='reverse', but {came}; set them too")

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from fewstep.adapted import model_with
 from fewstep.checks import check_examples, check_tasks, check_values, check_values_behind, guard
 from fewstep.engine import Engine, Runner
+from fewstep.engine_checks import check_engine, check_rule
 from fewstep.errors import InputError
 from fewstep.functional import Loss, Objective, Place, Tensors, tensors_by_name
 from fewstep.gradient import inner_gradient, task_loss
@@ -87,7 +88,7 @@ class Learner(nn.Module):
         self.objective.give_each_step(per_step, max(steps, 1))
         self.per_step = nn.ParameterList(self.objective.per_step.values())
         self.memory = Memory(segment, offload)
-        self.engine = engine if isinstance(engine, Engine) else Engine(method=engine)
+        self.engine = engine
 
     @property
     def engine(self) -> Engine:
@@ -95,8 +96,9 @@ class Learner(nn.Module):
         return self.runner.engine
 
     @engine.setter
-    def engine(self, engine: Engine) -> None:
-        self._check_engine(engine)
+    def engine(self, engine: Engine | Literal["vmap", "loop"]) -> None:
+        engine = engine if isinstance(engine, Engine) else Engine(method=engine)
+        check_engine(engine, self)
         self.runner = Runner(engine)
         self._checked: Any = None
         self._watched = [self.update]  # in a list: a module would become a submodule, and part of the state_dict
@@ -107,17 +109,6 @@ class Learner(nn.Module):
         """Whether a whole meta-step can be one function of each task, which `compile="step"` asks for."""
         plain = self.memory == Memory() and self.outer is last_step and not isinstance(self.start, nn.Module)
         return plain and self.derivative != "finite_difference"
-
-    def _check_engine(self, engine: Engine) -> None:
-        if engine.compile == "step" and not self.unrollable:
-            raise InputError(
-                "finite differences, segment and offload, and outer objectives other than the last step's work step "
-                "by step: use compile='pieces'"
-            )
-        if engine.keep and self.memory != Memory():
-            raise InputError("segment and offload keep less for the backward pass, the engine's keep=True more: choose")
-        if engine.precision != "full" and self.derivative == "finite_difference":
-            raise InputError("finite differences of bfloat16 are noise; use another derivative or precision='full'")
 
     @property
     def normalisation(self) -> Policy | None:
@@ -265,9 +256,11 @@ class Learner(nn.Module):
     @contextmanager
     def _checking(self, tasks: Task, moment: Any = None) -> Iterator[Any]:
         check_tasks(tasks)
-        self._check_engine(self.engine)  # the derivative may have been set since
+        check_engine(self.engine, self)  # the derivative may have been set since
         exact, batched = self.order == "exact", self.engine.method == "vmap"
         first = Task(at_step(tasks.support, 0, self.stream, axis=1), tasks.query)
+        if self.engine.compile == "step":
+            check_rule(self)
         with guard(self.objective, first, self._of_one, lambda: self.known(tasks), exact=exact, batched=batched):
             yield moment
         self._checked = moment

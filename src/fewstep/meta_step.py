@@ -106,7 +106,7 @@ class MetaStep:
         return whole and (engine.chunk is None or engine.chunk >= tasks.size)
 
     def _one_call(self, tasks: Task, lr: float) -> Tensor | None:
-        """None where the optimizer does not have all that is trained."""
+        """None where the optimizer does not have what is trained, all and nothing else, and alike."""
         with self.learner.checked(tasks) as moment, torch.no_grad():
             group = self.optimizer.param_groups[0]
             beta1, beta2 = group["betas"]
@@ -120,7 +120,9 @@ class MetaStep:
             if self._step is None:
                 return None
             states = [self._moments(parameter) for parameter in self._trained]
-            done = float(states[0]["step"]) + 1
+            if len(counts := {float(state["step"]) for state in states}) > 1:  # one was frozen for a while
+                return None
+            done = counts.pop() + 1
             rates = self._own[0].new_tensor([lr / (1 - beta1**done), (1 - beta2**done) ** 0.5])
             averages = [state[key] for key in ("exp_avg", "exp_avg_sq") for state in states]
             tensors = [*self._own, *quickly_flat(tasks)[0], *averages, rates]
@@ -136,8 +138,10 @@ class MetaStep:
         self._flags = [parameter.requires_grad for parameter in self._own]
         wanted = tuple(i for i, is_trained in enumerate(self._flags) if is_trained)
         self._trained = [self._own[i] for i in wanted]
-        held, once = set(about[-1]), len(set(map(id, self._own))) == len(self._own)
-        whole = once and wanted and all(id(parameter) in held for parameter in self._trained)
+        # A parameter of the caller's own, behind the loss or the rule, has a gradient in the usual way only.
+        held = {id(value) for value in self.optimizer.param_groups[0]["params"] if value.requires_grad}
+        once = len(set(map(id, self._own))) == len(self._own)
+        whole = once and wanted and held == set(map(id, self._trained))
         gradients_of = self._gradients_of(problem, tasks, wanted)
         adam = partial(_adam, gradients_of, len(tensors), wanted, self.clip, *constants)
         key = ("adam", wanted, self.clip, constants, problem.key)

@@ -45,6 +45,11 @@ class Plan:
     memory: float | None
     machine: Mapping[str, Any]
 
+    def peak_of(self, tasks: int) -> float:
+        """Bytes that a meta-step of so many tasks takes, at most, by what was measured; 0 where nobody counts them."""
+        more = 1.0 if self.engine.chunk or self.engine.method == "loop" else max(1.0, tasks / self.tasks)
+        return more * (self.chosen.peak or 0)
+
     @property
     def chosen(self) -> Tried:
         """What was measured of the engine."""
@@ -117,6 +122,9 @@ def plan(learner: Learner, tasks: Task, *, seconds: float = 120.0, memory: float
         if "disagrees" in entry.dropped:
             text = f"{entry.engine} disagrees with the plain loop (relative error {entry.error:.2g}) and is not used"
             warnings.warn(text, FallbackWarning, stacklevel=2)
+    compiled = [entry for entry in tried if entry.engine.compile != "no"]
+    if compiled and all("running without" in entry.dropped for entry in compiled):
+        warnings.warn(compiled[0].dropped, FallbackWarning, stacklevel=2)
     if choice is None:
         raise InputError(_nothing_fits(tried, memory, fixed))
     device = search.bench.device
@@ -129,10 +137,12 @@ def plan(learner: Learner, tasks: Task, *, seconds: float = 120.0, memory: float
 
 def _check(learner: Learner, tasks: Task, seconds: float, memory: float | None, fixed: Mapping[str, Any]) -> None:
     """Raise `InputError` where a plan cannot be what is asked for."""
+    if not isinstance(learner, Learner):
+        raise InputError(f"engines are planned for a fewstep.Learner, but a {type(learner).__name__} came")
     check_tasks(tasks)
-    if not 0 < seconds < inf:
+    if not isinstance(seconds, int | float) or not 0 < seconds < inf:
         raise InputError(f"the seconds for planning must be above 0 and finite, but {seconds!r} came")
-    if memory is not None and not 0 < memory < inf:
+    if memory is not None and (not isinstance(memory, int | float) or not 0 < memory < inf):
         raise InputError(f"the memory limit must be above 0 GiB and finite, but {memory!r} came")
     names = [field.name for field in fields(Engine) if field.name != "precision"]
     if unknown := set(fixed) - set(names):

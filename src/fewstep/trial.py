@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from dataclasses import dataclass, field, replace
 from statistics import median
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.engine import Engine, Runner
-from fewstep.errors import FewstepError
+from fewstep.errors import FallbackWarning, FewstepError
 from fewstep.footprint import footprint
 from fewstep.learner import Learner
 from fewstep.meta_step import Average, MetaStep
@@ -56,11 +57,13 @@ class Bench:
 
     def run(self, engine: Engine) -> Trial:
         """The first meta-step by an engine; raises whatever keeps it from running."""
-        self.learner.engine = engine
-        runner = self.learner.runner
-        first, gradient = self.gradient(runner)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", FallbackWarning)
+            self.learner.engine = engine
+            runner = self.learner.runner
+            first, gradient = self.gradient(runner)
         if runner.engine != engine:
-            raise FewstepError("it cannot be compiled or recorded")
+            raise FewstepError(str(told[-1].message))
         return Trial(engine, runner, first, gradient)
 
     def gradient(self, runner: Runner) -> tuple[float, Tensor]:

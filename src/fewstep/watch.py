@@ -19,9 +19,10 @@ PLAIN = (bool, int, float, str, type(None))
 class Watch:
     """The plain values behind some objects, at any moment.
 
-    Watched are attributes of modules, of the callable objects that they hold, and of other callable objects, the
-    closures, defaults and globals that their code names, and which objects these are, such as modules, parameters,
-    buffers and functions. Not watched are the inside of lists and dicts, and what further functions read.
+    Watched are attributes of modules, of the callable objects that they hold, and of other callable objects, those of
+    their classes (PyTorch's own aside), the closures, defaults and globals that their code names, and which objects
+    these are, such as modules, parameters, buffers and functions. Not watched are the inside of lists and dicts, and
+    what further functions read.
 
     >>> layer = nn.Dropout(0.5)
     >>> watch = Watch([layer])
@@ -39,11 +40,12 @@ class Watch:
     def _look(self) -> None:
         """Find what there is to watch."""
         objects, self._looks = self._objects, self._looks + 1
-        spaces = [space for item in objects for space in _namespaces(item)]
+        self._own = [space for item in objects for space in _namespaces(item)]
+        spaces = [*self._own, *_classes(objects)]
         # One C call for each namespace: this runs in every step, also where a step takes a fraction of a millisecond.
         self._plain = [(space, getter) for space in spaces if (getter := _getter(space, _is_plain))]
         self._other = [(space, getter) for space in spaces if (getter := _getter(space, _is_not_plain))]
-        self._spaces, self._sizes = spaces, [len(space) for space in spaces]
+        self._spaces, self._sizes = spaces, [len(space) for space in self._own]
         self._captured = [function for item in objects for function in _functions(item)]
 
     def __reduce__(self) -> Any:
@@ -52,7 +54,7 @@ class Watch:
 
     def values(self) -> tuple[Any, ...]:
         """Equal to the values of another moment if nothing that is watched has changed since."""
-        if [*map(len, self._spaces)] != self._sizes:  # an attribute has come or gone
+        if [*map(len, self._own)] != self._sizes:  # an attribute has come or gone
             self._look()
         try:
             plain = tuple([getter(space) for space, getter in self._plain])
@@ -68,9 +70,33 @@ class Watch:
         return [[*space.values()] for space in self._spaces] + [_captured(function) for function in self._captured]
 
 
+class _Slots(Mapping[str, Any]):
+    """The attributes of an object that has no dict for them."""
+
+    def __init__(self, item: Any) -> None:
+        self._item = item
+
+    def _names(self) -> list[str]:
+        slots = [vars(kind).get("__slots__", ()) for kind in type(self._item).__mro__]
+        names = [name for own in slots for name in ((own,) if isinstance(own, str) else own)]
+        return [name for name in names if name not in ("__dict__", "__weakref__") and hasattr(self._item, name)]
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self._item, name)
+        except AttributeError as error:
+            raise KeyError(name) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+
 def _getter(space: Mapping[str, Any], chosen: Any) -> Any:
     """A function that takes the entries with a chosen value out of such a namespace, as a tuple; None without any."""
-    keys = [key for key, value in space.items() if chosen(value)]
+    keys = [key for key, value in space.items() if chosen(value) and not (isinstance(key, str) and key[:2] == "__")]
     return itemgetter(keys[0], *keys) if keys else None
 
 
@@ -86,25 +112,54 @@ def _identity(value: Any) -> Any:
     return value if _is_plain(value) else id(value)
 
 
-def _namespaces(item: Any) -> Iterator[dict[str, Any]]:
+def _classes(objects: Sequence[Any]) -> list[Mapping[str, Any]]:
+    """What the classes of the objects, and of what these hold, have themselves."""
+    held = [part for item in objects for part in _held(item)]
+    kinds = {kind: None for item in held for kind in type(item).__mro__ if not _is_known(kind)}
+    return [vars(kind) for kind in kinds]
+
+
+def _held(item: Any) -> list[Any]:
+    """The object, or what it is made of, and the callable objects in that."""
+    if isinstance(item, nn.Module):
+        return [part for module in item.modules() for part in (module, *_callables(module))]
+    if isinstance(item, partial):
+        return _held(item.func)
+    return _held(item.__self__) if inspect.ismethod(item) else [item]
+
+
+def _is_known(kind: type) -> bool:
+    """Whether nobody changes what is in a class."""
+    return kind.__module__.partition(".")[0] in ("builtins", "torch", "abc", "typing", "functools", "fewstep")
+
+
+def _namespaces(item: Any) -> Iterator[Mapping[str, Any]]:
     """The dicts behind `item` whose entries decide what it computes."""
     if isinstance(item, nn.Module):
         for module in item.modules():
             yield from (vars(module), module._parameters, module._buffers, module._modules)
-            yield from map(vars, _callables(module))
+            for own in _callables(module):
+                yield from _attributes(own)
     elif isinstance(item, partial):
         yield item.keywords
         yield dict(enumerate(item.args))  # type: ignore[arg-type]
         yield from _namespaces(item.func)
     elif inspect.ismethod(item):
         yield from _namespaces(item.__self__)
-    elif hasattr(item, "__dict__") and not isinstance(item, type):
+    elif not isinstance(item, type):
+        yield from _attributes(item)
+
+
+def _attributes(item: Any) -> Iterator[Mapping[str, Any]]:
+    if hasattr(item, "__dict__"):
         yield vars(item)
+    if slots := _Slots(item):
+        yield slots
 
 
 def _callables(module: nn.Module) -> list[Any]:
     """The objects that a module calls and that are no modules, such as the update rule in another one."""
-    held = [value for value in vars(module).values() if callable(value) and hasattr(value, "__dict__")]
+    held = [value for value in vars(module).values() if callable(value)]
     return [value for value in held if not isinstance(value, type | partial) and not inspect.isroutine(value)]
 
 
