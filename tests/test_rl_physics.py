@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep import InputError
+from fewstep import InputError, Learner, Task
 from fewstep.cli import main
+from fewstep.rl import Explorer, policy_of
 from fewstep.rl.environments import Ant, HalfCheetah, Humanoid, Walker
+from fewstep.rl.surrogates import likelihood_ratio, reinforce
+from fewstep.updates import SGD
 from tests.test_rl import SMALL
 
 gymnasium = pytest.importorskip("gymnasium", reason="the extra rl is not installed")
@@ -264,6 +267,42 @@ def test_starts_and_tasks() -> None:
     assert 1.9 < drawn.max() <= 2
     drawn = HalfCheetah("direction").sample_tasks(1000, torch.Generator().manual_seed(0))
     assert set(drawn.flatten().tolist()) == {-1.0, 1.0}
+
+
+BODIES = [(kind, flavour) for kind in (HalfCheetah, Ant, Walker, Humanoid) for flavour in kind.sizes]
+
+
+@pytest.mark.parametrize(("kind", "flavour"), BODIES)
+def test_a_simulation_that_diverges_is_never_put_back_at_rest(kind: Any, flavour: Any) -> None:
+    world, still = kind("direction", flavour), torch.zeros(2, 2, kind.actions)
+    goals = world.sample_tasks(2, torch.Generator().manual_seed(0))
+    rewards = []
+    for broken in (False, True):
+        world.reset(goals, 2, [torch.Generator().manual_seed(i) for i in (0, 1)])
+        if broken:
+            world.physics.velocities[1, -1] = 1e12
+            world.physics.positions[2, 0] = np.nan
+        for _ in range(3):
+            seen, reward, _ = world.step(still)
+            assert seen.isfinite().all(-1).flatten().tolist() == [True, not broken, not broken, True]
+        rewards.append(reward.flatten())
+    assert rewards[1].isnan().tolist() == [False, True, True, False]
+    assert torch.equal(rewards[0][[0, 3]], rewards[1][[0, 3]]), "the others do not notice"
+
+
+def test_a_task_that_diverges_is_named() -> None:
+    class Exploding(HalfCheetah):
+        def start(self, trajectories: int, generators: Any) -> Any:
+            positions, velocities = super().start(trajectories, generators)
+            velocities[self.goals[:, 0] > 10, 1] = 1e12
+            return positions, velocities
+
+    world = Exploding("velocity", horizon=20)
+    policy = policy_of(world, hidden=(4,))
+    learner = Learner(policy, likelihood_ratio, SGD(0.1), steps=0, inner_loss=reinforce, stream=True)
+    goals, seeds = torch.tensor([[1.0], [1e3]]), torch.tensor([5, 6])
+    with pytest.raises(InputError, match=r"1 of 2 tasks .* NaN or infinity\): task \[1000.0\] with seed 6"):
+        Explorer(learner, world, trajectories=2).explore(Task((goals, seeds), (goals, seeds)))
 
 
 def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
