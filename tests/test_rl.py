@@ -747,6 +747,13 @@ def test_navigation_on_the_command_line(outer: str, tmp_path: Path) -> None:
     assert steps == [1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("options", [["--surrogate", "dice"], ["--trajectories", "3"]], ids=" ".join)
+def test_baselines_are_trained_where_trust_regions_have_no_part(options: list[str], tmp_path: Path) -> None:
+    main(["train", "navigation", *SMALL, "--outer", "adam", *options, "--out", str(tmp_path)])
+    main(["evaluate", str(tmp_path)])
+    assert "oracle, told the task" in json.loads((tmp_path / "evaluation.json").read_text())["baselines"]
+
+
 def test_a_report_has_the_authors_curves_where_the_protocol_is_theirs() -> None:
     points = [{"step": step, "mean": -40.0 + step, "ci95": 1.0} for step in range(4)]
     about = {"recipe": "navigation", "name": "return", "metric": "return", "episodes": 40, "iterations": 100, "seed": 0}

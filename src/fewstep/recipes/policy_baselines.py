@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +53,11 @@ def policy_baselines(recipe: PolicyRecipe) -> list[Baseline]:
 
 
 def _pretrain(recipe: PolicyRecipe, world: Environment, model: nn.Module) -> dict[str, Any]:
-    """TRPO on all tasks together: the same without inner steps."""
-    learner = Learner(model, likelihood_ratio, SGD(recipe.inner_lr), steps=0, engine=recipe.engine,
-                      **recipe.learner_options)  # fmt: skip
-    step = TRPO(recipe.explorer(learner, world, recipe.trajectories), recipe.region)
+    """TRPO on all tasks together, without inner steps, whatever the outer rule of the recipe is."""
+    learner = Learner(model, likelihood_ratio, SGD(recipe.inner_lr), steps=0, engine=recipe.engine, stream=True)
+    # The recipe's stride fits its trajectories where it takes TRPO itself; there is no inner step to thin.
+    region = replace(recipe.region, stride=recipe.stride if recipe.outer == "trpo" else 1, inner_stride=1)
+    step = TRPO(recipe.explorer(learner, world, recipe.trajectories), region)
     episodes = recipe.episodes("train")
     for number in range(recipe.pretrain_iterations):
         step(episodes[number])
