@@ -706,6 +706,20 @@ def test_only_runs_in_the_same_world_are_compared(tmp_path: Path, capsys: Any) -
     assert "only runs on the same test tasks can be compared" in " ".join(capsys.readouterr().err.split())
 
 
+def test_runs_in_which_tasks_failed_are_not_compared(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "other"):
+        main(["train", "navigation", *SMALL, "--skip-failures", "--out", str(tmp_path / name)])
+    monkeypatch.setattr("fewstep.recipes.worlds.Navigation", lambda horizon: Broken(raises=False))
+    goals, _ = RECIPES["navigation"].episodes("test")[0].support
+    failing = int((goals[:12, 0] > 0).sum())
+    assert 0 < failing < 11
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "one"), str(tmp_path / "other"), "--episodes", "12"])
+    assert f"{failing} of 12 test tasks failed in {tmp_path / 'one'}" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"delta": 0.0}, "delta must be above 0"), ({"iterations": 0}, "at least 1"), ({"stride": 0}, "at least 1")],
