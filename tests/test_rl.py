@@ -37,11 +37,13 @@ from fewstep.rl import (
     Explorer,
     GaussianPolicy,
     Policy,
+    RecurrentPolicy,
     SamplingCorrection,
     TrustRegion,
+    policy_of,
 )
 from fewstep.rl.baseline import linear_baseline
-from fewstep.rl.environments import Navigation, Told
+from fewstep.rl.environments import Bandits, Navigation, Told, Trials
 from fewstep.rl.experience import Experience
 from fewstep.rl.returns import discounted, generalised_advantages, standardised
 from fewstep.rl.surrogates import INNER, Clipped, dice, likelihood_ratio, lvc, reinforce
@@ -738,6 +740,62 @@ def test_wrong_learners() -> None:
         Explorer(still, Navigation())
     with pytest.raises(InputError, match="std must be at least"):
         GaussianPolicy(2, 2, std=0.0)
+    for clip in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="clip must be above 0 and finite"):
+            Clipped(clip)
+
+
+class Silent(GaussianPolicy):
+    """Does not say how many actions it has."""
+
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self.count, self.actions = self.actions, cast(int, None)
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        return torch.randn(*shape, self.count, generator=generator)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        mean: Tensor = self.mean(observations)
+        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "world", "message"),
+    [
+        (GaussianPolicy(2, 1), Navigation(), r"actions are numbers of shape \[1\], but the world takes 2 numbers"),
+        (Silent(2, 1), Navigation(), r"actions are numbers of shape \[1\], but the world takes 2 numbers"),
+        (GaussianPolicy(3, 2), Navigation(), "takes observations of 3 numbers, but the world gives 2; build it for"),
+        (CategoricalPolicy(2, 2), Navigation(), "the policy's actions are one of 2, but the world takes 2 numbers"),
+        (GaussianPolicy(1, 5), Bandits(), r"actions are numbers of shape \[5\], but the world takes one of 5"),
+        (CategoricalPolicy(1, 3), Bandits(), "the policy's actions are one of 3, but the world takes one of 5"),
+        (GaussianPolicy(2, 2), Told(Navigation(), 2), "takes observations of 2 numbers, but the world gives 4"),
+        (RecurrentPolicy(6, CategoricalPolicy(8, 2)), Trials(Navigation(), 2), "are one of 2, but the world takes 2 n"),
+    ],
+)  # fmt: skip
+def test_a_policy_that_does_not_fit_the_world(policy: Policy, world: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Explorer(Learner(policy, likelihood_ratio, SGD(0.1), steps=1, stream=True), world)
+
+
+def test_policies_that_fit() -> None:
+    told = Told(Navigation(), 2)
+    memory = RecurrentPolicy(6, GaussianPolicy(8, 2))
+    for policy, world in ((Silent(2, 2), Navigation()), (policy_of(told), told), (memory, Trials(Navigation(), 2))):
+        Explorer(Learner(policy, likelihood_ratio, SGD(0.1), steps=0, stream=True), world)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trajectories": 0}, "at least 1 trajectory of each task, but 0 came"),
+        ({"discount": 5.0}, "the discount must be from 0 to 1, but 5.0 came"),
+        ({"decay": -0.1}, "the decay must be from 0 to 1, but -0.1 came"),
+    ],
+)
+def test_wrong_options_of_an_explorer(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Explorer(build(), Navigation(), **options)
 
 
 SMALL = ["--iterations", "2", "--meta-batch", "2", "--trajectories", "2", "--test-trajectories", "2", "--horizon", "5",

@@ -60,6 +60,32 @@ def _failing(live: Callable[[slice], Any], count: int) -> list[int]:
     return found
 
 
+@torch.no_grad()
+def one_action(policy: Policy) -> tuple[Tensor, Tensor]:
+    """The policy's outputs [1, p] for an observation of zeros, and an action [1, ...] out of them."""
+    about = next(policy.parameters())
+    outputs = policy(about.new_zeros(1, policy.observations))
+    return outputs, policy.act(outputs, policy.noise((1,), torch.Generator()).to(about))
+
+
+def check_fit(policy: Policy, world: Environment) -> None:
+    """Raise `InputError` unless the policy sees what the world shows, and acts as the world is acted in."""
+    made = "build it for that world, as fewstep.rl.policy_of(world) does"
+    if policy.observations != world.observations:
+        raise InputError(
+            f"the policy takes observations of {policy.observations} numbers, but the world gives "
+            f"{world.observations}; {made}"
+        )
+    action = one_action(policy)[1]
+    discrete, numbers = not action.is_floating_point(), list(action.shape[1:])
+    fits = (discrete, numbers) == (world.discrete, [] if world.discrete else [world.actions])
+    if not fits or policy.actions not in (None, world.actions):
+        wanted = f"one of {world.actions}" if world.discrete else f"{world.actions} numbers"
+        count = "some" if policy.actions is None else policy.actions
+        came = f"one of {count}" if discrete and not numbers else f"numbers of shape {numbers}"
+        raise InputError(f"the policy's actions are {came}, but the world takes {wanted}; {made}")
+
+
 class Explorer:
     """Gives a learner the experience that it adapts to and is judged by.
 
@@ -76,6 +102,12 @@ class Explorer:
             raise InputError(f"the learner's model must be a policy, but a {type(learner.model).__name__} came")
         if not learner.stream:
             raise InputError("each inner step has experience of its own: build the learner with stream=True")
+        if trajectories < 1:
+            raise InputError(f"there must be at least 1 trajectory of each task, but {trajectories} came")
+        for name, value in (("discount", discount), ("decay", decay)):
+            if not 0 <= value <= 1:
+                raise InputError(f"the {name} must be from 0 to 1, but {value} came")
+        check_fit(learner.model, environment)
         self.learner, self.policy, self.environment = learner, learner.model, environment
         self.trajectories, self.discount, self.decay = trajectories, discount, decay
         self.skip_failures = skip_failures
@@ -190,8 +222,7 @@ class Explorer:
         """Where the walk writes what it lives through."""
         about = next(self.policy.parameters())
         world, shape = self.environment, (tasks, steps, self.trajectories, self.environment.horizon)
-        outputs = self.policy(about.new_zeros(1, world.observations))
-        action = self.policy.act(outputs, self.policy.noise((1,), torch.Generator()).to(about))
+        outputs, action = one_action(self.policy)
         return Experience(
             about.new_zeros(*shape, world.observations),
             torch.zeros(*shape, *action.shape[1:], dtype=action.dtype, device=action.device),

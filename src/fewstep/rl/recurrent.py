@@ -29,7 +29,7 @@ class RecurrentPolicy(Policy):
 
     def __init__(self, observations: int, head: Policy) -> None:
         super().__init__()
-        self.observations, self.size, self.head = observations, head.observations, head
+        self.observations, self.actions, self.size, self.head = observations, head.actions, head.observations, head
         self.seen = nn.Linear(observations, 3 * self.size)
         self.past = nn.Linear(self.size, 3 * self.size)
 
