@@ -653,7 +653,7 @@ def test_a_step_that_explodes_is_not_the_environments_fault() -> None:
         TRPO(explorer_of(learner, skip_failures=True))(tasks_of())
 
 
-def test_nan_after_the_end_does_not_count() -> None:
+def test_nan_after_the_end_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(Navigation):
         """Ends at once, and is not to be looked at afterwards."""
 
@@ -662,9 +662,12 @@ def test_nan_after_the_end_does_not_count() -> None:
             self._places = seen * float("nan")
             return self._places, rewards.nan_to_num(), torch.ones_like(rewards, dtype=torch.bool)
 
-    lived = next(iter(Explorer(build(), Gone(6), trajectories=4).walk(tasks_of())))
+    monkeypatch.setattr("fewstep.rl.explorer.time.perf_counter", itertools.count().__next__)
+    explorer = Explorer(build(), Gone(6), trajectories=4)
+    lived = next(iter(explorer.walk(tasks_of())))
     assert set(lived.mask.sum(-1).flatten().tolist()) == {1}
     assert lived.observations.isfinite().all()
+    assert explorer.rate == 12, "one step of 3 times 4 trajectories in the one second that the clock gave"
 
 
 def test_what_the_command_line_says_of_the_trust_region_holds() -> None:

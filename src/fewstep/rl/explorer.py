@@ -205,7 +205,7 @@ class Explorer:
                 ) from error
             raise ExploringError(failed, goals, seeds, step, reason) from error
         self._seconds += time.perf_counter() - started
-        self._steps += lived.mask.numel()
+        self._steps += int(lived.mask.sum())  # what follows an end is not stepped through
         acted = lived.outputs.isfinite().all(-1) | ~lived.observations.isfinite().all(-1)
         if not acted.all():
             raise DivergenceError(
