@@ -197,7 +197,7 @@ class PolicyRecipe(Recipe):
         policy, world = learner.model, self.environment
         assert isinstance(policy, Policy)
         if isinstance(policy, RecurrentPolicy):
-            return InContext(learner, world, self.test_trajectories)
+            return InContext(learner, world, self.test_trajectories, skip_failures=self.skip_failures)
         if policy.observations > world.observations:
             world = Told(world, policy.observations - world.observations)
         judged = copy.deepcopy(learner)
