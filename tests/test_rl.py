@@ -28,6 +28,7 @@ from fewstep.learner import last_step
 from fewstep.meta_step import MetaStep
 from fewstep.recipes import RECIPES
 from fewstep.recipes.policies import PolicyRecipe
+from fewstep.recipes.policy_baselines import RATES
 from fewstep.report import _by_step, _training
 from fewstep.rl import (
     TRPO,
@@ -815,7 +816,10 @@ def test_navigation_on_the_command_line(outer: str, tmp_path: Path) -> None:
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["metric"] == "return"
     assert [point["step"] for point in content["by_step"]] == [0, 1, 2, 3]
-    assert content["protocol"]["later_rate"] == 0.5
+    ours, tuned, told = (entry["protocol"] for entry in (content, *list(content["baselines"].values())[1::2]))
+    assert (ours["inner_lr"], ours["later_rate"], ours["steps_at_full_rate"]) == (0.1, 0.5, 1)
+    assert (tuned["inner_lr"] in RATES, tuned["later_rate"]) == (True, 0.5)
+    assert (told["inner_lr"], told["later_rate"]) == (None, None)
     assert content["protocol"]["world"] == "2D navigation"
     assert {"pre-trained on all tasks, fine-tuned", "oracle, told the task"} < set(content["baselines"])
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -827,6 +831,17 @@ def test_baselines_are_trained_where_trust_regions_have_no_part(options: list[st
     main(["train", "navigation", *SMALL, "--outer", "adam", *options, "--out", str(tmp_path)])
     main(["evaluate", str(tmp_path)])
     assert "oracle, told the task" in json.loads((tmp_path / "evaluation.json").read_text())["baselines"]
+
+
+def test_later_steps_of_baselines_are_shorter_too() -> None:
+    recipe = dataclasses.replace(cast(PolicyRecipe, RECIPES["navigation"]), inner_steps=2, later_rate=0.25)
+    for steps in (2, 5):  # of the learner itself, and of a net that is fine-tuned
+        learner = Learner(recipe.initial_model(), recipe.loss, SGD(1.0), steps=steps, **recipe.learner_options)
+        judged = recipe.seen_by(learner)
+        assert isinstance(judged, Explorer)
+        theta = {"w": torch.zeros(1, 1)}
+        moved = [judged.learner.update(theta, {"w": torch.ones(1, 1)}, None, step)[0]["w"].item() for step in range(4)]
+        assert moved == [-1.0, -1.0, -0.25, -0.25]
 
 
 def test_a_report_has_the_authors_curves_where_the_protocol_is_theirs() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from fewstep.cli import main
 from fewstep.evaluate import evaluate
 from fewstep.meta_step import MetaStep
 from fewstep.recipes import RECIPES
+from fewstep.recipes.policies import PolicyRecipe
 from fewstep.rl import Ascent, EnvironmentEpisodes, Explorer, InContext, RecurrentPolicy, policy_of
 from fewstep.rl.environments import Bandits, Environment, Navigation, Trials
 from fewstep.rl.surrogates import Clipped
@@ -96,7 +97,7 @@ def test_it_is_judged_without_tasks_that_fail(raises: bool) -> None:
     assert evaluate(judged, episodes, metric="return", steps=2, count=10).episodes == fine
     with pytest.raises(InputError, match=f"{10 - fine} of 10 tasks of the environment failed"):
         evaluate(InContext(learner, world, trajectories=2), episodes, metric="return", steps=2, count=10)
-    recipe = dataclasses.replace(RECIPES["navigation"], **{"skip_failures": True})
+    recipe = dataclasses.replace(cast(PolicyRecipe, RECIPES["navigation"]), skip_failures=True)
     judged = recipe.seen_by(learner)
     assert isinstance(judged, InContext)
     assert judged.skip_failures

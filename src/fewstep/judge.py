@@ -55,7 +55,7 @@ def evaluate_run(
         unadapted = {**entry, "by_step": entry["by_step"][:1]}
         entry["baselines"] = {"the same net without adaptation": unadapted}
         for c in contenders:
-            own = dataclasses.replace(protocol, steps=c.baseline.steps, about={**protocol.about, **c.rate})
+            own = dataclasses.replace(protocol, steps=c.baseline.steps, about=c.told(protocol.about))
             judgement = own.judge([c.learner], recipe.metric, _looked_at(own, place), c.baseline.view).to_json()
             entry["baselines"][c.baseline.name] = {**judgement, **c.about}
         results.append({"name": protocol.name, **entry})

@@ -201,7 +201,8 @@ class PolicyRecipe(Recipe):
         if policy.observations > world.observations:
             world = Told(world, policy.observations - world.observations)
         judged = copy.deepcopy(learner)
-        judged.update = Slowed(judged.update, self.later_rate, after=max(1, learner.steps))
+        # As the authors test all their policies, the baselines too, whose learner has all steps from the start.
+        judged.update = Slowed(judged.update, self.later_rate, after=max(1, self.inner_steps))
         judged.engine = judged.engine  # what it compiled has the old rule in it
         return self.explorer(judged, world, self.test_trajectories)
 
@@ -211,6 +212,7 @@ class PolicyRecipe(Recipe):
             "trajectories": self.test_trajectories,
             "inner_lr": self.inner_lr,
             "later_rate": self.later_rate,
+            "steps_at_full_rate": max(1, self.inner_steps),
             "horizon": self.horizon,
             "evaluation_seed": self.evaluation_seed,
         }
