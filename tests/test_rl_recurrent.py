@@ -98,9 +98,9 @@ def test_it_is_judged_without_tasks_that_fail(raises: bool) -> None:
     with pytest.raises(InputError, match=f"{10 - fine} of 10 tasks of the environment failed"):
         evaluate(InContext(learner, world, trajectories=2), episodes, metric="return", steps=2, count=10)
     recipe = dataclasses.replace(cast(PolicyRecipe, RECIPES["navigation"]), skip_failures=True)
-    judged = recipe.seen_by(learner)
-    assert isinstance(judged, InContext)
-    assert judged.skip_failures
+    seen = recipe.seen_by(learner)
+    assert isinstance(seen, InContext)
+    assert seen.skip_failures
 
 
 def test_as_a_baseline_on_the_command_line(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ class _UntrainedError(Exception):
     """A baseline would have to be trained first."""
 
 
-def _untrained(model: nn.Module) -> Mapping[str, Any]:
+def _untrained(model: nn.Module, run: Run) -> Mapping[str, Any]:
     raise _UntrainedError
 
 

@@ -21,7 +21,8 @@ from fewstep.updates import SGD
 class Baseline:
     """How a net to compare with comes about.
 
-    build : gives the net before training;  train : trains it in place and returns what is worth telling of it
+    build : gives the net before training;  train : trains it in place and returns what is worth telling of it, with a
+        run of its own at hand, whose folder may keep what a training that is stopped goes on from
     settings : everything that `train` depends on, so that a net trained with other settings is not taken for this one
     steps : of fine-tuning, at the best of `rates`; there are none where no gradient step is taken
     view : turns the test episodes into what this net is given
@@ -29,7 +30,7 @@ class Baseline:
 
     name: str
     build: Callable[[], nn.Module]
-    train: Callable[[nn.Module], Mapping[str, Any]]
+    train: Callable[[nn.Module, Run], Mapping[str, Any]]
     settings: Mapping[str, Any]
     steps: int
     rates: Sequence[float] = ()
@@ -37,6 +38,7 @@ class Baseline:
 
     @property
     def file(self) -> str:
+        """In the folder of a run, without an ending."""
         return "baselines/" + "".join(c if c.isalnum() else "-" for c in self.name)
 
 
@@ -62,7 +64,7 @@ def trained_net(baseline: Baseline, run: Run) -> tuple[nn.Module, dict[str, Any]
     if known is not None and known["settings"] == settings:
         run.restore(f"{baseline.file}.safetensors", model)
         return model, dict(known["told"])
-    told = dict(baseline.train(model))
+    told = dict(baseline.train(model, Run(run.path / baseline.file)))
     run.save_weights(f"{baseline.file}.safetensors", model.state_dict())
     run.write_json(f"{baseline.file}.json", {"settings": settings, "told": told})
     return model, told

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from fewstep.baselines import Baseline
 from fewstep.data.episodes import numbered_generator
+from fewstep.distributed import from_first
+from fewstep.evaluate import Evaluation, evaluate
 from fewstep.learner import Learner
-from fewstep.meta_step import MetaStep
-from fewstep.rl import TRPO, Ascent, RecurrentPolicy, policy_of
+from fewstep.progress import narrate, progress
+from fewstep.rl import TRPO, Ascent, Explorer, RecurrentPolicy, policy_of
 from fewstep.rl.environments import Environment, Told, Trials
 from fewstep.rl.surrogates import Clipped, likelihood_ratio
+from fewstep.run import Run
+from fewstep.train import Step, Training, train
 from fewstep.updates import SGD
 
 if TYPE_CHECKING:
@@ -41,7 +45,7 @@ def policy_baselines(recipe: PolicyRecipe) -> list[Baseline]:
     found = [
         Baseline("pre-trained on all tasks, fine-tuned", recipe.initial_model, partial(_pretrain, recipe, world),
                  settings, steps, RATES),
-        Baseline("random start, fine-tuned", recipe.initial_model, lambda model: {}, {"seed": seed}, steps, RATES),
+        Baseline("random start, fine-tuned", recipe.initial_model, lambda model, run: {}, {"seed": seed}, steps, RATES),
     ]  # fmt: skip
     if recipe.has_oracle:
         found.append(Baseline("oracle, told the task", oracle, partial(_pretrain, recipe, told), settings, 0))
@@ -52,25 +56,43 @@ def policy_baselines(recipe: PolicyRecipe) -> list[Baseline]:
     return found
 
 
-def _pretrain(recipe: PolicyRecipe, world: Environment, model: nn.Module) -> dict[str, Any]:
+def _pretrain(recipe: PolicyRecipe, world: Environment, model: nn.Module, run: Run) -> dict[str, Any]:
     """TRPO on all tasks together, without inner steps, whatever the outer rule of the recipe is."""
     learner = Learner(model, likelihood_ratio, SGD(recipe.inner_lr), steps=0, engine=recipe.engine, stream=True)
     # The recipe's stride fits its trajectories where it takes TRPO itself; there is no inner step to thin.
     region = replace(recipe.region, stride=recipe.stride if recipe.outer == "trpo" else 1, inner_stride=1)
-    step = TRPO(recipe.explorer(learner, world, recipe.trajectories), region)
-    episodes = recipe.episodes("train")
-    for number in range(recipe.pretrain_iterations):
-        step(episodes[number])
-    return {}
+    explorer = partial(recipe.explorer, learner, world, recipe.trajectories)
+    return _trained(recipe, learner, explorer, lambda own, adam: TRPO(explorer(), region),
+                    recipe.pretrain_iterations, run)  # fmt: skip
 
 
-def _remember(recipe: PolicyRecipe, trials: Trials, model: nn.Module) -> dict[str, Any]:
+def _remember(recipe: PolicyRecipe, trials: Trials, model: nn.Module, run: Run) -> dict[str, Any]:
     """Proximal policy optimisation along whole trials, with about as many environment steps as an iteration takes."""
     learner = Learner(model, Clipped(), SGD(recipe.inner_lr), steps=0, engine=recipe.engine, stream=True)
-    adam = MetaStep(learner, torch.optim.Adam(learner.parameters()))
     count = max(2, recipe.trajectories * (recipe.inner_steps + 1) // trials.episodes)
-    step = Ascent(recipe.explorer(learner, trials, count), adam, recipe.epochs)
-    episodes = recipe.episodes("train")
-    for number in range(recipe.recurrent_iterations):
-        step(episodes[number], recipe.meta_lr)
+    explorer = partial(recipe.explorer, learner, trials, count)
+    return _trained(recipe, learner, explorer, lambda own, adam: Ascent(explorer(), adam, recipe.epochs),
+                    recipe.recurrent_iterations, run)  # fmt: skip
+
+
+def _trained(recipe: PolicyRecipe, learner: Learner, explorer: Callable[[], Explorer],
+             step_of: Callable[[Learner, Step], Step], iterations: int, run: Run) -> dict[str, Any]:  # fmt: skip
+    """Train a learner without inner steps in a run's folder, from which it goes on; the last weights are what counts.
+
+    explorer : makes one, for training and for validation
+    """
+
+    def validate(learner: Learner) -> Evaluation:
+        episodes, count = recipe.episodes("validation"), recipe.validation_episodes
+        return evaluate(explorer(), episodes, metric=recipe.metric, steps=0, count=count)
+
+    done = from_first(lambda: (run.load_state() or {"step": 0})["step"])
+    if done > iterations:  # of before, when more were asked for
+        run.delete("trainer.pt")
+        done = 0
+    narrate(f"training what to compare with: iteration {done} of {iterations}, in {run.path}")
+    training = Training(iterations=iterations, lr=recipe.meta_lr, check_every=recipe.check_every,
+                        log_every=recipe.log_every)  # fmt: skip
+    with progress(iterations, done=done) as report:
+        train(learner, recipe.episodes("train"), training, run, validate=validate, step_of=step_of, report=report)
     return {}
