@@ -872,6 +872,8 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
         (["--surrogate", "dice"], "the surrogate dice needs whole trajectories: inner_stride=1 (--inner-stride 1)"),
         (["--correction", "1", "--meta-batch", "1"], "--correction compares tasks with each other: --meta-batch must"),
         (["--recurrent-iterations", "-1"], "--recurrent-iterations must be at least 0, but -1 came"),
+        (["--first-order-iterations", "-1"], "--first-order-iterations must be at least 0, but -1 came"),
+        (["--first-order-iterations", "9", "--derivative", "none"], "but the run itself is first-order MAML"),
         (["--horizon", "0"], "--horizon must be at least 1, but 0 came"),
         (["--discount", "1.5"], "--discount must be from 0 to 1, but 1.5 came"),
         (["--decay", "-0.1"], "--decay must be from 0 to 1, but -0.1 came"),

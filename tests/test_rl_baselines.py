@@ -13,6 +13,7 @@ import torch
 from fewstep import Learner, Task
 from fewstep.baselines import trained_net
 from fewstep.distributed import is_first, joined
+from fewstep.judge import contenders_of
 from fewstep.meta_step import MetaStep
 from fewstep.recipes import RECIPES
 from fewstep.recipes.policies import PolicyRecipe
@@ -20,11 +21,12 @@ from fewstep.rl import TRPO, Ascent, Explorer, TrustRegion
 from fewstep.rl.environments import Navigation, Trials
 from fewstep.rl.surrogates import Clipped, likelihood_ratio
 from fewstep.run import Run
+from fewstep.train import train
 from fewstep.updates import SGD
 from tests.reference import relative_error
 from tests.test_distributed import on_ranks
 
-PRETRAINED, TOLD, REMEMBERS = 0, 2, 3  # among the baselines
+PRETRAINED, TOLD, REMEMBERS, FIRST_ORDER = 0, 2, 3, 4  # among the baselines
 
 
 def recipe_of(iterations: int = 3, **options: Any) -> PolicyRecipe:
@@ -32,7 +34,8 @@ def recipe_of(iterations: int = 3, **options: Any) -> PolicyRecipe:
         "meta_batch": 4, "trajectories": 5, "test_trajectories": 2, "horizon": 5, "stride": 3, "inner_stride": 3,
         "check_every": 1, "validation_episodes": 2, "test_episodes": 2,
     }  # fmt: skip
-    counts = {"pretrain_iterations": iterations, "recurrent_iterations": iterations}
+    counts = {"pretrain_iterations": iterations, "recurrent_iterations": iterations,
+              "first_order_iterations": iterations}  # fmt: skip
     return dataclasses.replace(cast(PolicyRecipe, RECIPES["navigation"]), **{**small, **counts, **options})
 
 
@@ -72,7 +75,21 @@ def test_a_memory_is_trained_along_whole_trials(tmp_path: Path) -> None:
     assert torch.equal(weights_of(REMEMBERS, tmp_path), expected)
 
 
-@pytest.mark.parametrize("number", [PRETRAINED, TOLD, REMEMBERS])
+@pytest.mark.parametrize("options", [{}, {"outer": "adam", "algorithm": "meta_sgd", "schedule": "cosine"}], ids=str)
+def test_first_order_maml_is_the_recipe_without_the_second(options: dict[str, Any], tmp_path: Path) -> None:
+    recipe = recipe_of(**options)
+    own = {"derivative": "none", "iterations": 3, "first_order_iterations": 0, "algorithm": "maml"}
+    plain = dataclasses.replace(recipe, **own)  # type: ignore[arg-type]
+    learner = plain.learner()
+    train(learner, plain.episodes("train"), plain.training(), Run(tmp_path / "plain"), validate=plain.validate,
+          step_of=plain.step_of)  # fmt: skip
+    expected = torch.cat([value.detach().flatten() for value in learner.parameters()])
+    assert torch.equal(weights_of(FIRST_ORDER, tmp_path / "run", **options), expected)
+    (tuned,) = [c for c in contenders_of(recipe, Run(tmp_path / "run")) if c.baseline.name == "first-order MAML"]
+    assert tuned.told({"inner_lr": 9.0, "later_rate": 0.5}) == {"inner_lr": recipe.inner_lr, "later_rate": 0.5}
+
+
+@pytest.mark.parametrize("number", [PRETRAINED, TOLD, REMEMBERS, FIRST_ORDER])
 def test_a_training_that_was_stopped_goes_on(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = weights_of(number, tmp_path / "whole")
     save = Run.save_state

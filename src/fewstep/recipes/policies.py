@@ -87,6 +87,8 @@ class PolicyRecipe(Recipe):
     """Iterations of the baselines that are trained on all tasks."""
     recurrent_iterations: int = 0
     """Iterations of RL^2, a recurrent policy that adapts by its memory, as one more baseline; 0 leaves it out."""
+    first_order_iterations: int = 0
+    """Iterations of first-order MAML, as one more baseline; 0 leaves it out."""
     plan: bool = False
     chunk: int | None = 5
     """Tasks at a time in learning; fewer stay in the cache."""
@@ -105,8 +107,11 @@ class PolicyRecipe(Recipe):
                 raise InputError(f"--{name} must be from 0 to 1, but {getattr(self, name)} came")
         if self.plan:
             raise InputError("engines are not planned for policies yet; choose with --method, --chunk and --compile")
-        if self.recurrent_iterations < 0:
-            raise InputError(f"--recurrent-iterations must be at least 0, but {self.recurrent_iterations} came")
+        for name in ("recurrent_iterations", "first_order_iterations"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 0, but {getattr(self, name)} came")
+        if self.first_order_iterations and (self.derivative == "none" or self.algorithm == "fomaml"):
+            raise InputError("--first-order-iterations is for comparison, but the run itself is first-order MAML")
         if self.correction and self.meta_batch < 2:
             raise InputError("--correction compares tasks with each other: --meta-batch must be at least 2")
         if self.epochs < 1:
