@@ -833,6 +833,13 @@ def test_baselines_are_trained_where_trust_regions_have_no_part(options: list[st
     assert "oracle, told the task" in json.loads((tmp_path / "evaluation.json").read_text())["baselines"]
 
 
+def test_what_a_recipe_brings_along_has_a_way_out() -> None:
+    fast = cast(PolicyRecipe, RECIPES["half-cheetah-direction-fast"])
+    with pytest.raises(InputError, match="--surrogate lvc has no part in --outer ppo; .*, or give --surrogate reinf"):
+        dataclasses.replace(fast, outer="ppo")
+    assert dataclasses.replace(fast, outer="ppo", surrogate="reinforce").outer == "ppo"
+
+
 def test_later_steps_of_baselines_are_shorter_too() -> None:
     recipe = dataclasses.replace(cast(PolicyRecipe, RECIPES["navigation"]), inner_steps=2, later_rate=0.25)
     for steps in (2, 5):  # of the learner itself, and of a net that is fine-tuned
@@ -880,8 +887,8 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
         (["--delta", "0"], "delta must be above 0"),
         (["--epochs", "0"], "--epochs must be at least 1, but 0 came"),
         (["--later-rate", "0"], "--later-rate must be above 0 and at most 1, but 0.0 came"),
-        (["--meta-lr", "0.1"], "--meta-lr has no part in --outer trpo; leave it out"),
-        (["--outer", "ppo", "--surrogate", "lvc"], "--surrogate has no part in --outer ppo; leave it out"),
+        (["--meta-lr", "0.1"], "--meta-lr 0.1 has no part in --outer trpo; leave it out, or give --meta-lr 0.001"),
+        (["--outer", "ppo", "--surrogate", "lvc"], "--surrogate lvc has no part in --outer ppo; leave it out"),
         (["--trajectories", "14"], "--stride 7 and --trajectories 14 have a common divisor"),
         (["--inner-stride", "5"], "--inner-stride 5 and --trajectories 20 have a common divisor"),
         (["--correction", "-1"], "the weight of the correction must be above 0 and finite, but -1.0 came"),

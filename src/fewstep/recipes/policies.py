@@ -122,7 +122,11 @@ class PolicyRecipe(Recipe):
         idle = [name for name in idle if not (self.recurrent_iterations and name in ("meta_lr", "epochs"))]  # of RL^2
         known = {field.name: field.default for field in fields(self)}
         if changed := [name for name in idle if getattr(self, name) != known[name]]:
-            raise InputError(f"--{changed[0].replace('_', '-')} has no part in --outer {self.outer}; leave it out")
+            option, value, default = f"--{changed[0].replace('_', '-')}", getattr(self, changed[0]), known[changed[0]]
+            raise InputError(
+                f"{option} {value} has no part in --outer {self.outer}; leave it out, or give {option} {default} where "
+                "the recipe brings it along"
+            )
         if self.outer == "trpo":
             for name in ("stride", "inner_stride"):
                 if gcd(value := getattr(self, name), self.trajectories) > 1:
