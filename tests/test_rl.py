@@ -835,7 +835,7 @@ def test_baselines_are_trained_where_trust_regions_have_no_part(options: list[st
 
 def test_what_a_recipe_brings_along_has_a_way_out() -> None:
     fast = cast(PolicyRecipe, RECIPES["half-cheetah-direction-fast"])
-    with pytest.raises(InputError, match="--surrogate lvc has no part in --outer ppo; .*, or give --surrogate reinf"):
+    with pytest.raises(InputError, match=r"--surrogate lvc has no part in --outer ppo; .*, or give --surrogate reinf"):
         dataclasses.replace(fast, outer="ppo")
     assert dataclasses.replace(fast, outer="ppo", surrogate="reinforce").outer == "ppo"
 
@@ -881,6 +881,7 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
         (["--recurrent-iterations", "-1"], "--recurrent-iterations must be at least 0, but -1 came"),
         (["--first-order-iterations", "-1"], "--first-order-iterations must be at least 0, but -1 came"),
         (["--first-order-iterations", "9", "--derivative", "none"], "but the run itself is first-order MAML"),
+        (["--compile", "step"], "--compile step has no part in --outer trpo; give --compile pieces"),
         (["--horizon", "0"], "--horizon must be at least 1, but 0 came"),
         (["--discount", "1.5"], "--discount must be from 0 to 1, but 1.5 came"),
         (["--decay", "-0.1"], "--decay must be from 0 to 1, but -0.1 came"),

@@ -128,6 +128,8 @@ class PolicyRecipe(Recipe):
                 "the recipe brings it along"
             )
         if self.outer == "trpo":
+            if self.compile == "step":  # TRPO takes the learner's parts, never a whole meta-step
+                raise InputError("--compile step has no part in --outer trpo; give --compile pieces")
             for name in ("stride", "inner_stride"):
                 if gcd(value := getattr(self, name), self.trajectories) > 1:
                     about = f"--{name.replace('_', '-')} {value} and --trajectories {self.trajectories}"
