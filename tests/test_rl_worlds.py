@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,15 @@ def test_a_vector_environment_is_the_same_world() -> None:
         (seen, rewards, _), (wanted, paid, _) = wrapped.step(actions), own.step(actions)
         torch.testing.assert_close(seen, wanted, atol=1e-12, rtol=0)
         torch.testing.assert_close(rewards, paid, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["single", "vectorised", "meta_world"])
+def test_without_gymnasium_it_is_told_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    for module in (name, "gym"):
+        monkeypatch.delitem(sys.modules, f"fewstep.rl.environments.{module}", raising=False)
+    with pytest.raises(InputError, match=r"needs Gymnasium: pip install 'fewstep\[rl\]', or"):
+        importlib.import_module(f"fewstep.rl.environments.{name}")
 
 
 def test_boxes_are_stretched_and_choices_are_passed_on() -> None:

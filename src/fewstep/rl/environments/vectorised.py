@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.wrappers import FlattenObservation
 from torch import Tensor
 
 from fewstep.errors import InputError
+from fewstep.rl.environments.gym import gymnasium
 
 Make = Callable[[], "gymnasium.Env[Any, Any]"]
 
@@ -33,7 +32,7 @@ class Vectorised:
     """
 
     def __init__(self, make: Make, horizon: int) -> None:
-        flat: Any = FlattenObservation
+        flat: Any = gymnasium.wrappers.FlattenObservation
         self._make: Make = lambda: flat(make())
         self._first = self._make()
         for name in ("sample_tasks", "set_task"):
