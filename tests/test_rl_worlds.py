@@ -180,6 +180,7 @@ def test_boxes_are_stretched_and_choices_are_passed_on() -> None:
     for space, actions, paid in (
         (box, torch.tensor([[[-3.0, 7.0]], [[0.0, 7.0]]]), [7.25, 12.5]),
         (gymnasium.spaces.Discrete(5), torch.tensor([[4], [1]]), [4.25, 1.5]),
+        (gymnasium.spaces.Discrete(5, start=-2), torch.tensor([[4], [1]]), [2.25, -0.5]),
     ):
         world = Vectorised(lambda space=space: Echo(space), horizon=5)  # type: ignore[misc]
         assert torch.equal(world.reset(tasks, 1, generators(2)), torch.tensor([[[1, 0, 0]], [[1, 0, 0]]]))

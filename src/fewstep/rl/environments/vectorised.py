@@ -68,8 +68,10 @@ class Vectorised:
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chosen = actions.cpu().numpy().reshape(self._all.num_envs, *actions.shape[2:])
-        if not self.discrete:
-            space = self._all.single_action_space
+        space = self._all.single_action_space
+        if self.discrete:
+            chosen = chosen + space.start  # a policy counts from 0
+        else:
             bounded = np.isfinite(space.low) & np.isfinite(space.high)
             low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
             inside = low + (chosen.clip(-1, 1) + 1) / 2 * (high - low)
