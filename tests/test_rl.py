@@ -820,6 +820,8 @@ def test_navigation_on_the_command_line(outer: str, tmp_path: Path) -> None:
     assert (ours["inner_lr"], ours["later_rate"], ours["steps_at_full_rate"]) == (0.1, 0.5, 1)
     assert (tuned["inner_lr"] in RATES, tuned["later_rate"]) == (True, 0.5)
     assert (told["inner_lr"], told["later_rate"]) == (None, None)
+    inner = "likelihood_ratio" if outer == "ppo" else "reinforce"
+    assert (ours["surrogate"], ours["discount"], ours["decay"]) == (inner, 0.99, 1.0)
     assert content["protocol"]["world"] == "2D navigation"
     assert {"pre-trained on all tasks, fine-tuned", "oracle, told the task"} < set(content["baselines"])
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

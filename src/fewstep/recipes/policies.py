@@ -224,6 +224,9 @@ class PolicyRecipe(Recipe):
             "inner_lr": self.inner_lr,
             "later_rate": self.later_rate,
             "steps_at_full_rate": max(1, self.inner_steps),
+            "surrogate": "likelihood_ratio" if self.outer == "ppo" else self.surrogate,
+            "discount": self.discount,
+            "decay": self.decay,
             "horizon": self.horizon,
             "evaluation_seed": self.evaluation_seed,
         }
