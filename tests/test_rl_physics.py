@@ -223,7 +223,7 @@ def contact_cost(own: Any, controls: Any) -> float:
 
 
 def last_forces(own: Any, controls: Any) -> Any:
-    """The contact forces as the last physics step of the next five begins: Gymnasium's are of within that step (RK4)."""
+    """The contact forces as the last of the next five physics steps begins; Gymnasium's are of within it (RK4)."""
     data = mujoco.MjData(own.model)
     data.qpos[:], data.qvel[:], data.qacc_warmstart[:] = own.data.qpos, own.data.qvel, own.data.qacc_warmstart
     data.ctrl[:] = controls

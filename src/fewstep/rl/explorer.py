@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fewstep.data.episodes import Episodes, numbered_generator
 from fewstep.errors import DivergenceError, FewstepError, InputError
-from fewstep.functional import Place, Tensors
+from fewstep.functional import Tensors
 from fewstep.learner import Learner
 from fewstep.progress import narrate
+from fewstep.rl.divergence import parameters_of
 from fewstep.rl.environments import Environment
 from fewstep.rl.experience import Experience, Trajectories
 from fewstep.rl.policies import Policy
@@ -180,11 +181,7 @@ class Explorer:
 
     def _live(self, theta: Tensors, tasks: Task, step: int) -> Trajectories:
         goals, seeds = tasks.support
-        shared = {name: value.detach() for name, value in self.policy.named_parameters()}
-        here = self.learner.objective.shared_at(Place(step, query=True))
-        own = {**shared, **{name.removeprefix("model."): value for name, value in {**here, **theta}.items()}}
-        own = {name: own[name] for name in shared}
-        stacked = {n: v if v.dim() > shared[n].dim() else v.expand(len(goals), *v.shape) for n, v in own.items()}
+        stacked = parameters_of(self.learner, theta, step, len(goals))
 
         def live(chosen: slice) -> Trajectories:
             generators = [numbered_generator(int(seed), step) for seed in seeds[chosen]]
