@@ -862,6 +862,9 @@ def test_a_report_has_the_authors_curves_where_the_protocol_is_theirs() -> None:
         drawn = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
         theirs = drawn.get("authors' MAML")
         assert (None if theirs is None else np.asarray(theirs)[1]) == expected
+        heights = [np.asarray(each.get_paths()[0].vertices)[:, 1] for each in figure.axes[0].collections]
+        theirs_at_start = [height for height in heights if height.max() == pytest.approx(-3.23 + 0.578)]
+        assert bool(theirs_at_start) == (expected is not None), "with its interval"
     assert list(drawn) == ["meta-learned"]
 
 

@@ -32,7 +32,7 @@ def moved(steps: int, **options: Any) -> tuple[Learner, Task]:
     experience = explorer_of(learner).explore(tasks_of())
     with torch.no_grad():
         for value in learner.parameters():
-            value += 0.05 * torch.randn_like(value)
+            value.add_(torch.randn_like(value), alpha=0.05)
     return learner, experience
 
 
@@ -68,8 +68,9 @@ def test_the_penalty_is_that_of_plain_loops(adapt: str, steps: int) -> None:
     ours, naive = learner(experience), torch.stack(objectives)
     torch.testing.assert_close(ours, naive)
     assert (torch.stack(penalties) > 1e-4).all() or not steps
-    grads = [torch.autograd.grad(found.mean(), list(learner.parameters())) for found in (ours, naive)]
-    assert relative_error(flat(grads[0]), flat(grads[1])) < 1e-8
+    trained = list(learner.parameters())
+    first, second = (flat(torch.autograd.grad(found.mean(), trained)) for found in (ours, naive))
+    assert relative_error(first, second) < 1e-8
 
 
 def test_the_penalty_holds_the_policy_back() -> None:
@@ -94,14 +95,15 @@ def test_options_of_promp() -> None:
     assert isinstance(learner.loss, Clipped)
     assert isinstance(learner.outer, ProximalPenalty)
     assert (learner.loss.clip, learner.outer.weight) == (0.3, 5e-4)
-    for options, message in (
+    wrong: dict[str, Any]
+    for wrong, message in (
         ({"kl_penalty": 0.1}, "--kl-penalty 0.1 has no part in --outer trpo"),
         ({"ratio_clip": 0.3, "outer": "adam"}, "--ratio-clip 0.3 has no part in --outer adam"),
         ({"kl_penalty": 0.1, "outer": "ppo", "correction": 1.0}, "--correction and --kl-penalty are outer objectives"),
     ):
         with pytest.raises(InputError, match=message):
-            dataclasses.replace(navigation, **options)  # type: ignore[arg-type]
-    for options, message in (
+            dataclasses.replace(navigation, **wrong)
+    for wrong, message in (
         ({"ratio_clip": -1.0}, "the ratio's clip must be above 0 and finite, but -1.0 came"),
         ({"kl_penalty": -0.1}, "the weight of the penalty must be above 0 and finite, but -0.1 came"),
         (
@@ -110,4 +112,4 @@ def test_options_of_promp() -> None:
         ),
     ):
         with pytest.raises(InputError, match=message):
-            dataclasses.replace(navigation, outer="ppo", **options).learner()  # type: ignore[arg-type]
+            dataclasses.replace(navigation, outer="ppo", **wrong).learner()
