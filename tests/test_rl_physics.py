@@ -359,6 +359,17 @@ def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_missing_opengl_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> Any:
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setattr("fewstep.rl.environments.physics.import_module", load)
+    with pytest.raises(InputError, match=r"with MUJOCO_GL='osmesa' .*glGetError.* unset it, or give egl where") as e:
+        HalfCheetah()
+    assert "pip install" not in str(e.value), "it is installed"
+
+
 @pytest.mark.parametrize("recipe", ["half-cheetah-direction", "ant-velocity", "walker-mass", "humanoid-direction"])
 def test_runners_on_the_command_line(recipe: str, tmp_path: Path) -> None:
     run = tmp_path / "run"

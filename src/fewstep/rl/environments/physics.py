@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -112,7 +113,16 @@ class Physics:
 def modules() -> tuple[Any, Any]:
     """mujoco and its batched stepping, or `InputError` with what to install."""
     try:
-        return import_module("mujoco"), import_module("mujoco.batch")
+        mujoco = import_module("mujoco")
+    except Exception as error:  # each OpenGL library that is missing fails in its own way
+        if find_spec("mujoco") is None:
+            raise InputError(INSTALL) from error
+        raise InputError(
+            f"MuJoCo cannot be loaded, with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} ({type(error).__name__}: "
+            f"{error}); only drawing needs that: unset it, or give egl where libEGL is, osmesa where libOSMesa is"
+        ) from error
+    try:
+        return mujoco, import_module("mujoco.batch")
     except ImportError as error:
         raise InputError(INSTALL) from error
 
