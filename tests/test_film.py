@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     except Exception as error:  # each OpenGL library fails in its own way
         pytest.skip(f"MuJoCo cannot draw here: {error}")
     return trained("half-cheetah-direction", tmp_path_factory.mktemp("runner") / "run", "--horizon", "21")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo has a library of its own")
+def test_the_opengl_library_is_one_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained("navigation", tmp_path / "run")
+    for there, chosen in ((["EGL", "OSMesa"], "egl"), (["OSMesa"], "osmesa"), ([], "egl")):
+        for name in ("MUJOCO_GL", "DISPLAY"):
+            monkeypatch.setenv(name, "")  # so that it is put back
+            monkeypatch.delenv(name)
+        monkeypatch.setattr(film, "find_library", lambda name, there=there: name if name in there else None)
+        main(["watch", str(run)])
+        assert os.environ["MUJOCO_GL"] == chosen
 
 
 def test_paths_in_the_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -28,6 +28,7 @@ from fewstep.learner import last_step
 from fewstep.meta_step import MetaStep
 from fewstep.recipes import RECIPES
 from fewstep.recipes.policies import PolicyRecipe
+from fewstep.recipes.policy_baselines import RATES
 from fewstep.report import _by_step, _training
 from fewstep.rl import (
     TRPO,
@@ -37,11 +38,13 @@ from fewstep.rl import (
     Explorer,
     GaussianPolicy,
     Policy,
+    RecurrentPolicy,
     SamplingCorrection,
     TrustRegion,
+    policy_of,
 )
 from fewstep.rl.baseline import linear_baseline
-from fewstep.rl.environments import Navigation, Told
+from fewstep.rl.environments import Bandits, Navigation, Told, Trials
 from fewstep.rl.experience import Experience
 from fewstep.rl.returns import discounted, generalised_advantages, standardised
 from fewstep.rl.surrogates import INNER, Clipped, dice, likelihood_ratio, lvc, reinforce
@@ -651,7 +654,7 @@ def test_a_step_that_explodes_is_not_the_environments_fault() -> None:
         TRPO(explorer_of(learner, skip_failures=True))(tasks_of())
 
 
-def test_nan_after_the_end_does_not_count() -> None:
+def test_nan_after_the_end_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     class Gone(Navigation):
         """Ends at once, and is not to be looked at afterwards."""
 
@@ -660,9 +663,12 @@ def test_nan_after_the_end_does_not_count() -> None:
             self._places = seen * float("nan")
             return self._places, rewards.nan_to_num(), torch.ones_like(rewards, dtype=torch.bool)
 
-    lived = next(iter(Explorer(build(), Gone(6), trajectories=4).walk(tasks_of())))
+    monkeypatch.setattr("fewstep.rl.explorer.time.perf_counter", itertools.count().__next__)
+    explorer = Explorer(build(), Gone(6), trajectories=4)
+    lived = next(iter(explorer.walk(tasks_of())))
     assert set(lived.mask.sum(-1).flatten().tolist()) == {1}
     assert lived.observations.isfinite().all()
+    assert explorer.rate == 12, "one step of 3 times 4 trajectories in the one second that the clock gave"
 
 
 def test_what_the_command_line_says_of_the_trust_region_holds() -> None:
@@ -706,6 +712,20 @@ def test_only_runs_in_the_same_world_are_compared(tmp_path: Path, capsys: Any) -
     assert "only runs on the same test tasks can be compared" in " ".join(capsys.readouterr().err.split())
 
 
+def test_runs_in_which_tasks_failed_are_not_compared(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "other"):
+        main(["train", "navigation", *SMALL, "--skip-failures", "--out", str(tmp_path / name)])
+    monkeypatch.setattr("fewstep.recipes.worlds.Navigation", lambda horizon: Broken(raises=False))
+    goals, _ = RECIPES["navigation"].episodes("test")[0].support
+    failing = int((goals[:12, 0] > 0).sum())
+    assert 0 < failing < 11
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "one"), str(tmp_path / "other"), "--episodes", "12"])
+    assert f"{failing} of 12 test tasks failed in {tmp_path / 'one'}" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"delta": 0.0}, "delta must be above 0"), ({"iterations": 0}, "at least 1"), ({"stride": 0}, "at least 1")],
@@ -724,6 +744,62 @@ def test_wrong_learners() -> None:
         Explorer(still, Navigation())
     with pytest.raises(InputError, match="std must be at least"):
         GaussianPolicy(2, 2, std=0.0)
+    for clip in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="clip must be above 0 and finite"):
+            Clipped(clip)
+
+
+class Silent(GaussianPolicy):
+    """Does not say how many actions it has."""
+
+    def __init__(self, *about: Any) -> None:
+        super().__init__(*about)
+        self.count, self.actions = self.actions, cast(int, None)
+
+    def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        return torch.randn(*shape, self.count, generator=generator)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        mean: Tensor = self.mean(observations)
+        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+
+
+@pytest.mark.parametrize(
+    ("policy", "world", "message"),
+    [
+        (GaussianPolicy(2, 1), Navigation(), r"actions are numbers of shape \[1\], but the world takes 2 numbers"),
+        (Silent(2, 1), Navigation(), r"actions are numbers of shape \[1\], but the world takes 2 numbers"),
+        (GaussianPolicy(3, 2), Navigation(), "takes observations of 3 numbers, but the world gives 2; build it for"),
+        (CategoricalPolicy(2, 2), Navigation(), "the policy's actions are one of 2, but the world takes 2 numbers"),
+        (GaussianPolicy(1, 5), Bandits(), r"actions are numbers of shape \[5\], but the world takes one of 5"),
+        (CategoricalPolicy(1, 3), Bandits(), "the policy's actions are one of 3, but the world takes one of 5"),
+        (GaussianPolicy(2, 2), Told(Navigation(), 2), "takes observations of 2 numbers, but the world gives 4"),
+        (RecurrentPolicy(6, CategoricalPolicy(8, 2)), Trials(Navigation(), 2), "are one of 2, but the world takes 2 n"),
+    ],
+)  # fmt: skip
+def test_a_policy_that_does_not_fit_the_world(policy: Policy, world: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Explorer(Learner(policy, likelihood_ratio, SGD(0.1), steps=1, stream=True), world)
+
+
+def test_policies_that_fit() -> None:
+    told = Told(Navigation(), 2)
+    memory = RecurrentPolicy(6, GaussianPolicy(8, 2))
+    for policy, world in ((Silent(2, 2), Navigation()), (policy_of(told), told), (memory, Trials(Navigation(), 2))):
+        Explorer(Learner(policy, likelihood_ratio, SGD(0.1), steps=0, stream=True), world)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trajectories": 0}, "at least 1 trajectory of each task, but 0 came"),
+        ({"discount": 5.0}, "the discount must be from 0 to 1, but 5.0 came"),
+        ({"decay": -0.1}, "the decay must be from 0 to 1, but -0.1 came"),
+    ],
+)
+def test_wrong_options_of_an_explorer(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Explorer(build(), Navigation(), **options)
 
 
 SMALL = ["--iterations", "2", "--meta-batch", "2", "--trajectories", "2", "--test-trajectories", "2", "--horizon", "5",
@@ -731,7 +807,7 @@ SMALL = ["--iterations", "2", "--meta-batch", "2", "--trajectories", "2", "--tes
          "--test-episodes", "2", "--pretrain-iterations", "1"]  # fmt: skip
 
 
-@pytest.mark.parametrize("outer", ["trpo", "ppo", "adam", "trpo --correction 1"])
+@pytest.mark.parametrize("outer", ["trpo", "ppo --ratio-clip 0.3 --kl-penalty 0.0005", "adam", "trpo --correction 1"])
 def test_navigation_on_the_command_line(outer: str, tmp_path: Path) -> None:
     run = ["train", "navigation", *SMALL, "--outer", *outer.split(), "--out", str(tmp_path)]
     main(run)
@@ -740,11 +816,41 @@ def test_navigation_on_the_command_line(outer: str, tmp_path: Path) -> None:
     content = json.loads((tmp_path / "evaluation.json").read_text())
     assert content["metric"] == "return"
     assert [point["step"] for point in content["by_step"]] == [0, 1, 2, 3]
-    assert content["protocol"]["later_rate"] == 0.5
+    ours, tuned, told = (entry["protocol"] for entry in (content, *list(content["baselines"].values())[1::2]))
+    assert (ours["inner_lr"], ours["later_rate"], ours["steps_at_full_rate"]) == (0.1, 0.5, 1)
+    assert (tuned["inner_lr"] in RATES, tuned["later_rate"]) == (True, 0.5)
+    assert (told["inner_lr"], told["later_rate"]) == (None, None)
+    inner = "likelihood_ratio" if "ppo" in outer else "reinforce"
+    assert (ours["surrogate"], ours["discount"], ours["decay"]) == (inner, 0.99, 1.0)
     assert content["protocol"]["world"] == "2D navigation"
     assert {"pre-trained on all tasks, fine-tuned", "oracle, told the task"} < set(content["baselines"])
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("options", [["--surrogate", "dice"], ["--trajectories", "3"]], ids=" ".join)
+def test_baselines_are_trained_where_trust_regions_have_no_part(options: list[str], tmp_path: Path) -> None:
+    main(["train", "navigation", *SMALL, "--outer", "adam", *options, "--out", str(tmp_path)])
+    main(["evaluate", str(tmp_path)])
+    assert "oracle, told the task" in json.loads((tmp_path / "evaluation.json").read_text())["baselines"]
+
+
+def test_what_a_recipe_brings_along_has_a_way_out() -> None:
+    fast = cast(PolicyRecipe, RECIPES["half-cheetah-direction-fast"])
+    with pytest.raises(InputError, match=r"--surrogate lvc has no part in --outer ppo; .*, or give --surrogate reinf"):
+        dataclasses.replace(fast, outer="ppo")
+    assert dataclasses.replace(fast, outer="ppo", surrogate="reinforce").outer == "ppo"
+
+
+def test_later_steps_of_baselines_are_shorter_too() -> None:
+    recipe = dataclasses.replace(cast(PolicyRecipe, RECIPES["navigation"]), inner_steps=2, later_rate=0.25)
+    for steps in (2, 5):  # of the learner itself, and of a net that is fine-tuned
+        learner = Learner(recipe.initial_model(), recipe.loss, SGD(1.0), steps=steps, **recipe.learner_options)
+        judged = recipe.seen_by(learner)
+        assert isinstance(judged, Explorer)
+        theta = {"w": torch.zeros(1, 1)}
+        moved = [judged.learner.update(theta, {"w": torch.ones(1, 1)}, None, step)[0]["w"].item() for step in range(4)]
+        assert moved == [-1.0, -1.0, -0.25, -0.25]
 
 
 def test_a_report_has_the_authors_curves_where_the_protocol_is_theirs() -> None:
@@ -756,6 +862,9 @@ def test_a_report_has_the_authors_curves_where_the_protocol_is_theirs() -> None:
         drawn = {line.get_label(): line.get_ydata() for line in figure.axes[0].get_lines()}
         theirs = drawn.get("authors' MAML")
         assert (None if theirs is None else np.asarray(theirs)[1]) == expected
+        heights = [np.asarray(each.get_paths()[0].vertices)[:, 1] for each in figure.axes[0].collections]
+        theirs_at_start = [height for height in heights if height.max() == pytest.approx(-3.23 + 0.578)]
+        assert bool(theirs_at_start) == (expected is not None), "with its interval"
     assert list(drawn) == ["meta-learned"]
 
 
@@ -775,14 +884,17 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
         (["--surrogate", "dice"], "the surrogate dice needs whole trajectories: inner_stride=1 (--inner-stride 1)"),
         (["--correction", "1", "--meta-batch", "1"], "--correction compares tasks with each other: --meta-batch must"),
         (["--recurrent-iterations", "-1"], "--recurrent-iterations must be at least 0, but -1 came"),
+        (["--first-order-iterations", "-1"], "--first-order-iterations must be at least 0, but -1 came"),
+        (["--first-order-iterations", "9", "--derivative", "none"], "but the run itself is first-order MAML"),
+        (["--compile", "step"], "--compile step has no part in --outer trpo; give --compile pieces"),
         (["--horizon", "0"], "--horizon must be at least 1, but 0 came"),
         (["--discount", "1.5"], "--discount must be from 0 to 1, but 1.5 came"),
         (["--decay", "-0.1"], "--decay must be from 0 to 1, but -0.1 came"),
         (["--delta", "0"], "delta must be above 0"),
         (["--epochs", "0"], "--epochs must be at least 1, but 0 came"),
         (["--later-rate", "0"], "--later-rate must be above 0 and at most 1, but 0.0 came"),
-        (["--meta-lr", "0.1"], "--meta-lr has no part in --outer trpo; leave it out"),
-        (["--outer", "ppo", "--surrogate", "lvc"], "--surrogate has no part in --outer ppo; leave it out"),
+        (["--meta-lr", "0.1"], "--meta-lr 0.1 has no part in --outer trpo; leave it out, or give --meta-lr 0.001"),
+        (["--outer", "ppo", "--surrogate", "lvc"], "--surrogate lvc has no part in --outer ppo; leave it out"),
         (["--trajectories", "14"], "--stride 7 and --trajectories 14 have a common divisor"),
         (["--inner-stride", "5"], "--inner-stride 5 and --trajectories 20 have a common divisor"),
         (["--correction", "-1"], "the weight of the correction must be above 0 and finite, but -1.0 came"),

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep import InputError
+from fewstep import InputError, Learner, Task
 from fewstep.cli import main
+from fewstep.rl import Explorer, policy_of
 from fewstep.rl.environments import Ant, HalfCheetah, Humanoid, Walker
+from fewstep.rl.surrogates import likelihood_ratio, reinforce
+from fewstep.updates import SGD
 from tests.test_rl import SMALL
 
 gymnasium = pytest.importorskip("gymnasium", reason="the extra rl is not installed")
@@ -128,18 +131,39 @@ def test_the_papers_ant_by_hand(task: Any) -> None:
     assert felt > 0, "no foot touched the ground"
 
 
-def test_the_gymnasium_ant_moves_as_gymnasiums() -> None:
-    world = Ant("velocity", "gymnasium")
+@pytest.mark.parametrize("task", GOALS)
+def test_the_gymnasium_ant_moves_as_gymnasiums_and_its_reward_by_hand(task: Any) -> None:
+    world = Ant(task, "gymnasium")
     _, positions, velocities = ants(world)
-    actions = np.random.default_rng(0).uniform(-1, 1, size=(15, 4, 8))
-    lived = [world.step(torch.tensor(a).reshape(2, 2, 8))[0].reshape(4, -1).numpy() for a in actions]
-    own = gymnasium.make("Ant-v5").unwrapped
+    actions = np.random.default_rng(0).uniform(-1.2, 1.2, size=(15, 4, 8))
+    lived = [world.step(torch.tensor(a).reshape(2, 2, 8)) for a in actions]
+    own, touched = gymnasium.make("Ant-v5").unwrapped, 0.0
     for sim in range(4):
         own.reset(seed=0)
         own.set_state(positions[sim], velocities[sim])
-        for step in range(15):
-            expected, *_ = own.step(actions[step, sim])
-            assert np.array_equal(lived[step][sim][:27], expected[:27]), "positions and velocities, to the bit"
+        for (observations, rewards, ended), action in zip(lived, actions[:, sim].clip(-1, 1), strict=True):
+            forces, before = last_forces(own, action).clip(-1, 1), own.data.qpos[0]
+            expected, _, over, _, _ = own.step(action)
+            seen = observations.reshape(4, -1)[sim].numpy()
+            assert np.array_equal(seen[:27], expected[:27]), "positions and velocities, to the bit"
+            np.testing.assert_allclose(seen[27:], forces[1:].ravel(), atol=1e-6)
+            reward = wanted(task, GOALS[task][sim // 2], (own.data.qpos[0] - before) / own.dt)
+            reward += (1.05 if task == "velocity" else 0.05) - 0.005 * (action**2).sum() - 0.0005 * (forces**2).sum()
+            assert rewards.flatten()[sim].item() == pytest.approx(reward, abs=1e-6)
+            assert bool(ended.flatten()[sim]) == over
+            touched += (forces**2).sum()
+    assert touched > 0
+
+
+@pytest.mark.parametrize("flavour", Ant.sizes)
+def test_an_ant_ends_where_its_torso_is_too_low_or_too_high(flavour: Any) -> None:
+    world = Ant("velocity", flavour)
+    ants(world)
+    world.physics.positions[:, 2] = [-3.0, 0.7, 0.97, 1.2]  # the ground pushes by much
+    world.physics.velocities[:] = 0
+    _, _, ended = world.step(torch.zeros(2, 2, 8))
+    heights = world.physics.positions[:, 2]
+    assert ended.flatten().tolist() == [not 0.2 <= height <= 1.0 for height in heights] == [True, False, False, True]
 
 
 def two_tasks(world: Any, goals: Any, actions: Any) -> tuple[Any, Any, Any]:
@@ -195,14 +219,18 @@ def test_the_humanoid_moves_as_gymnasiums_and_its_reward_by_hand() -> None:
 
 
 def contact_cost(own: Any, controls: Any) -> float:
-    """By the forces as the last physics step of the next five begins: Gymnasium's are of within that step (RK4)."""
+    return min(5e-7 * float((last_forces(own, controls) ** 2).sum()), 10.0)
+
+
+def last_forces(own: Any, controls: Any) -> Any:
+    """The contact forces as the last of the next five physics steps begins; Gymnasium's are of within it (RK4)."""
     data = mujoco.MjData(own.model)
     data.qpos[:], data.qvel[:], data.qacc_warmstart[:] = own.data.qpos, own.data.qvel, own.data.qacc_warmstart
     data.ctrl[:] = controls
     mujoco.mj_step(own.model, data, 4)
     mujoco.mj_forward(own.model, data)
     mujoco.mj_rnePostConstraint(own.model, data)
-    return min(5e-7 * float((data.cfrc_ext**2).sum()), 10.0)
+    return data.cfrc_ext.copy()
 
 
 def centre_of(own: Any) -> Any:
@@ -252,18 +280,69 @@ def test_other_masses_and_frictions_are_those_of_a_changed_model(kind: Any, file
     assert (apart[0] - apart[1]).abs().max() > 0.1
 
 
-def test_starts_and_tasks() -> None:
-    for flavour, spread in (("paper", 0.01), ("gymnasium", 0.2 / 12**0.5)):
-        world = HalfCheetah("velocity", flavour)  # type: ignore[arg-type]
-        world.reset(torch.ones(20, 1), 100, [torch.Generator().manual_seed(i) for i in range(20)])
-        physics = world.physics
-        assert (physics.positions - physics.rest).std() == pytest.approx(spread, rel=0.05)
-        assert physics.velocities.std() == pytest.approx(0.1, rel=0.05)
-    drawn = HalfCheetah("velocity").sample_tasks(1000, torch.Generator().manual_seed(0))
+STARTS = [(HalfCheetah, "paper", 0.01, 0.1), (HalfCheetah, "gymnasium", 0.2 / 12**0.5, 0.1), (Ant, "paper", 0.01, 0.1),
+          (Ant, "gymnasium", 0.2 / 12**0.5, 0.1), (Walker, "gymnasium", 0.01 / 12**0.5, 0.01 / 12**0.5),
+          (Humanoid, "gymnasium", 0.02 / 12**0.5, 0.02 / 12**0.5)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "flavour", "spread", "speed"), STARTS)
+def test_starts(kind: Any, flavour: Any, spread: float, speed: float) -> None:
+    world = kind("velocity", flavour)
+    world.reset(torch.ones(20, 1), 50, [torch.Generator().manual_seed(i) for i in range(20)])
+    physics = world.physics
+    rest = [0, 0, 0.55, 1, 0, 0, 0, 0, 1, 0, -1, 0, -1, 0, 1] if (kind, flavour) == (Ant, "paper") else physics.rest
+    away = physics.positions - rest
+    assert away.std() == pytest.approx(spread, rel=0.05)
+    assert abs(away.mean(0)).max() < spread / 5
+    assert physics.velocities.std() == pytest.approx(speed, rel=0.05)
+    if flavour == "gymnasium":
+        assert abs(away).max() <= spread * 12**0.5 / 2 + 1e-12, "uniform"
+
+
+@pytest.mark.parametrize(("kind", "fastest"), [(HalfCheetah, 2), (Ant, 3), (Walker, 2), (Humanoid, 2)])
+def test_goals(kind: Any, fastest: float) -> None:
+    drawn = kind("velocity").sample_tasks(1000, torch.Generator().manual_seed(0))
     assert 0 <= drawn.min() < 0.1
-    assert 1.9 < drawn.max() <= 2
-    drawn = HalfCheetah("direction").sample_tasks(1000, torch.Generator().manual_seed(0))
-    assert set(drawn.flatten().tolist()) == {-1.0, 1.0}
+    assert fastest - 0.1 < drawn.max() <= fastest
+    assert drawn.mean().item() == pytest.approx(fastest / 2, rel=0.05)
+    drawn = kind("direction").sample_tasks(1000, torch.Generator().manual_seed(0))
+    assert kind is Humanoid or set(drawn.flatten().tolist()) == {-1.0, 1.0}
+
+
+BODIES = [(kind, flavour) for kind in (HalfCheetah, Ant, Walker, Humanoid) for flavour in kind.sizes]
+
+
+@pytest.mark.parametrize(("kind", "flavour"), BODIES)
+def test_a_simulation_that_diverges_is_never_put_back_at_rest(kind: Any, flavour: Any) -> None:
+    world, still = kind("direction", flavour), torch.zeros(2, 2, kind.actions)
+    goals = world.sample_tasks(2, torch.Generator().manual_seed(0))
+    rewards = []
+    for broken in (False, True):
+        world.reset(goals, 2, [torch.Generator().manual_seed(i) for i in (0, 1)])
+        if broken:
+            world.physics.velocities[1, -1] = 1e12
+            world.physics.positions[2, 0] = np.nan
+        for _ in range(3):
+            seen, reward, _ = world.step(still)
+            assert seen.isfinite().all(-1).flatten().tolist() == [True, not broken, not broken, True]
+        rewards.append(reward.flatten())
+    assert rewards[1].isnan().tolist() == [False, True, True, False]
+    assert torch.equal(rewards[0][[0, 3]], rewards[1][[0, 3]]), "the others do not notice"
+
+
+def test_a_task_that_diverges_is_named() -> None:
+    class Exploding(HalfCheetah):
+        def start(self, trajectories: int, generators: Any) -> Any:
+            positions, velocities = super().start(trajectories, generators)
+            velocities[self.goals[:, 0] > 10, 1] = 1e12
+            return positions, velocities
+
+    world = Exploding("velocity", horizon=20)
+    policy = policy_of(world, hidden=(4,))
+    learner = Learner(policy, likelihood_ratio, SGD(0.1), steps=0, inner_loss=reinforce, stream=True)
+    goals, seeds = torch.tensor([[1.0], [1e3]]), torch.tensor([5, 6])
+    with pytest.raises(InputError, match=r"1 of 2 tasks .* NaN or infinity\): task \[1000.0\] with seed 6"):
+        Explorer(learner, world, trajectories=2).explore(Task((goals, seeds), (goals, seeds)))
 
 
 def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
@@ -278,6 +357,17 @@ def test_wrong_tasks_and_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_pa
         main(["train", "ant-velocity", "--out", str(tmp_path / "run")])
     assert "pip install 'fewstep[rl]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_opengl_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> Any:
+        raise AttributeError("'NoneType' object has no attribute 'glGetError'")
+
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setattr("fewstep.rl.environments.physics.import_module", load)
+    with pytest.raises(InputError, match=r"with MUJOCO_GL='osmesa' .*glGetError.* unset it, or give egl where") as e:
+        HalfCheetah()
+    assert "pip install" not in str(e.value), "it is installed"
 
 
 @pytest.mark.parametrize("recipe", ["half-cheetah-direction", "ant-velocity", "walker-mass", "humanoid-direction"])

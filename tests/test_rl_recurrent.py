@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
-from fewstep import Learner
+from fewstep import InputError, Learner
 from fewstep.cli import main
 from fewstep.evaluate import evaluate
 from fewstep.meta_step import MetaStep
+from fewstep.recipes import RECIPES
+from fewstep.recipes.policies import PolicyRecipe
 from fewstep.rl import Ascent, EnvironmentEpisodes, Explorer, InContext, RecurrentPolicy, policy_of
 from fewstep.rl.environments import Bandits, Environment, Navigation, Trials
 from fewstep.rl.surrogates import Clipped
 from fewstep.updates import SGD
-from tests.test_rl import SMALL
+from tests.test_rl import SMALL, Broken
 
 
 def build(world: Environment, episodes: int, size: int = 6) -> tuple[Learner, Trials]:
@@ -81,6 +84,23 @@ def test_it_learns_to_remember() -> None:
     first, _, last = evaluate(judged, held_out, metric="return", steps=2, count=100).by_step
     assert last.mean > first.mean + 0.1
     assert last.mean > 5 * 0.5 + 0.6, "without a memory every policy gets 2.5"
+
+
+@pytest.mark.parametrize("raises", [True, False], ids=["raises", "NaN"])
+def test_it_is_judged_without_tasks_that_fail(raises: bool) -> None:
+    world = Broken(raises)
+    learner, _ = build(world, 3)
+    episodes = EnvironmentEpisodes(tasks=10, environment=world)
+    fine = int((episodes[0].support[0][:, 0] <= 0).sum())
+    assert 1 < fine < 10
+    judged = InContext(learner, world, trajectories=2, skip_failures=True)
+    assert evaluate(judged, episodes, metric="return", steps=2, count=10).episodes == fine
+    with pytest.raises(InputError, match=f"{10 - fine} of 10 tasks of the environment failed"):
+        evaluate(InContext(learner, world, trajectories=2), episodes, metric="return", steps=2, count=10)
+    recipe = dataclasses.replace(cast(PolicyRecipe, RECIPES["navigation"]), skip_failures=True)
+    seen = recipe.seen_by(learner)
+    assert isinstance(seen, InContext)
+    assert seen.skip_failures
 
 
 def test_as_a_baseline_on_the_command_line(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,15 @@ def test_a_vector_environment_is_the_same_world() -> None:
         torch.testing.assert_close(rewards, paid, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["single", "vectorised", "meta_world"])
+def test_without_gymnasium_it_is_told_what_to_install(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium", None)
+    for module in (name, "gym"):
+        monkeypatch.delitem(sys.modules, f"fewstep.rl.environments.{module}", raising=False)
+    with pytest.raises(InputError, match=r"needs Gymnasium: pip install 'fewstep\[rl\]', or"):
+        importlib.import_module(f"fewstep.rl.environments.{name}")
+
+
 def test_boxes_are_stretched_and_choices_are_passed_on() -> None:
     gymnasium = pytest.importorskip("gymnasium", reason="the extra rl is not installed")
     from fewstep.rl.environments.vectorised import Vectorised
@@ -169,6 +180,7 @@ def test_boxes_are_stretched_and_choices_are_passed_on() -> None:
     for space, actions, paid in (
         (box, torch.tensor([[[-3.0, 7.0]], [[0.0, 7.0]]]), [7.25, 12.5]),
         (gymnasium.spaces.Discrete(5), torch.tensor([[4], [1]]), [4.25, 1.5]),
+        (gymnasium.spaces.Discrete(5, start=-2), torch.tensor([[4], [1]]), [2.25, -0.5]),
     ):
         world = Vectorised(lambda space=space: Echo(space), horizon=5)  # type: ignore[misc]
         assert torch.equal(world.reset(tasks, 1, generators(2)), torch.tensor([[[1, 0, 0]], [[1, 0, 0]]]))

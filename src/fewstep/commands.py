@@ -25,8 +25,8 @@ ENGINE = "engine.json"
 PATHS = {"root", "data", "split_file"}
 # Fields that may change when a run is taken up again.
 FREE_FIELDS = {
-    "iterations", "device", "log_every", "test_episodes", "pretrain_iterations", "recurrent_iterations", "ablations",
-    "root", "plan_seconds", "memory_limit", "keep", "skip_failures",
+    "iterations", "device", "log_every", "test_episodes", "pretrain_iterations", "recurrent_iterations",
+    "first_order_iterations", "ablations", "root", "plan_seconds", "memory_limit", "keep", "skip_failures",
 }  # fmt: skip
 
 
@@ -134,7 +134,8 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
 
 def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:
     """Raise `InputError` where the folder holds a run with other settings."""
-    free = FREE_FIELDS - ({"iterations"} if now["schedule"] != "constant" else set())  # the schedule depends on them
+    scheduled = {"iterations", "first_order_iterations"}  # a schedule depends on them
+    free = FREE_FIELDS - (scheduled if now["schedule"] != "constant" else set())
     known = {**_plain(RECIPES[now["recipe"]]), **before}  # a run of before a field came has its default
     different = [
         f"{key} {known[key]!r} (now {value!r})" for key, value in now.items() if known[key] != value and key not in free

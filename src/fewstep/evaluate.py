@@ -160,9 +160,9 @@ def evaluate(
     if at is not None and (not at or len(set(at)) < len(at) or not set(at) <= set(range(steps + 1))):
         raise InputError(f"the steps to judge after must be distinct ones of 0..{steps}, but {list(at)} came")
     with in_eval_mode(learner):
-        judge = partial(_judge, learner, episodes, metric, steps, at)
+        judge = partial(_judge, learner, episodes, metric, steps, at, count)
         batches = on_all_ranks(judge, ceil(count / episodes.tasks))
-    values = torch.cat(batches, dim=1)[:, :count].double()
+    values = torch.cat(batches, dim=1).double()
     by_step = _by_step(values, range(steps + 1) if at is None else sorted(at))
     if (found := values.shape[1]) < 2:  # an environment may have failed in some tasks
         raise InputError(f"an interval needs at least 2 episodes, but {count - found} of {count} failed")
@@ -189,7 +189,8 @@ def in_eval_mode(learner: nn.Module | Judged) -> Iterator[None]:
 
 
 def _judge(learner: Judged, episodes: Episodes, metric: Metric, steps: int, at: Collection[int] | None,
-           index: int) -> Tensor:  # fmt: skip
-    """The metric [judged steps, tasks] of one batch of tasks."""
-    tasks = episodes[index]
+           count: int, index: int) -> Tensor:  # fmt: skip
+    """The metric [judged steps, tasks] of one batch of tasks, of which it takes those before number `count`."""
+    tasks, left = episodes[index], count - index * episodes.tasks
+    tasks = tasks if left >= episodes.tasks else tasks.select(slice(left))
     return torch.stack([metric.of(point, tasks.query) for point in learner.path(tasks, steps, at)])

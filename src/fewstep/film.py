@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,8 @@ def film_run(path: Path, *, task: int = 0, steps: Sequence[int] = (0, 1), out: P
     if task < 0 or not steps or min(steps) < 0:
         raise InputError(f"the task and the steps must be at least 0, but {task} and {list(steps)} came")
     if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
-        os.environ["MUJOCO_GL"] = "egl"  # read when MuJoCo is imported
+        only_mesa = find_library("OSMesa") and not find_library("EGL")
+        os.environ["MUJOCO_GL"] = "osmesa" if only_mesa else "egl"  # read when MuJoCo is imported
     learner = recipe.learner()
     run.restore(run.weights_file(weights), learner)
     explorer, episodes = recipe.seen_by(learner), recipe.episodes("test")

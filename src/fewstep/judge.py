@@ -55,7 +55,7 @@ def evaluate_run(
         unadapted = {**entry, "by_step": entry["by_step"][:1]}
         entry["baselines"] = {"the same net without adaptation": unadapted}
         for c in contenders:
-            own = dataclasses.replace(protocol, steps=c.baseline.steps, about={**protocol.about, **c.rate})
+            own = dataclasses.replace(protocol, steps=c.baseline.steps, about=c.told(protocol.about))
             judgement = own.judge([c.learner], recipe.metric, _looked_at(own, place), c.baseline.view).to_json()
             entry["baselines"][c.baseline.name] = {**judgement, **c.about}
         results.append({"name": protocol.name, **entry})
@@ -130,7 +130,7 @@ class Difference:
 def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int | None = None) -> list[dict[str, Any]]:
     """Two runs on the same episodes, under the protocols that their recipes share. Nothing is written.
 
-    Raises `InputError` where they were made for different tasks.
+    Raises `InputError` where they were made for different tasks, or where some tasks failed.
     """
     runs = [_Judged.of(path, weights, episodes) for path in (first, second)]
     ways = [run.recipe.protocols() for run in runs]
@@ -152,6 +152,11 @@ def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int
         for run, protocol in zip(runs, (one, other), strict=True):
             steps = protocol.steps
             results.append(protocol.judge(run.learners(protocol.normalisation, 1), run.recipe.metric, at=[steps]))
+            if failed := protocol.episodes - results[-1].episodes:  # the others would be paired with wrong tasks
+                raise InputError(
+                    f"{failed} of {protocol.episodes} test tasks failed in {run.run.path}, and were left out; runs can "
+                    "only be compared where none fails: mend the environment, or end such trajectories"
+                )
         values = [result.values[-1] for result in results if result.values is not None]
         found.append({"name": one.name, "metric": results[0].metric, "episodes": one.episodes,
                       "protocol": results[0].protocol, "results": [result.last for result in results],

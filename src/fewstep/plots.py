@@ -177,7 +177,9 @@ def _draw_line(axis: Axes, line: Line, color: str, marker: str, strong: bool) ->
     width, size = (2.8, 6) if strong else (1.2 if dash else 1.6, 5)
     axis.plot(line.x, mean, dash or "-", color=color, marker=marker, markersize=size, linewidth=width, label=line.name)
     if len(half):
-        axis.fill_between(line.x, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
+        axis.fill_between(
+            line.x, mean - half, mean + half, color=color, alpha=0.2 if line.like is None else 0.1, linewidth=0
+        )
 
 
 def _smoothed(values: Sequence[float]) -> tuple[list[float], int]:

@@ -118,10 +118,10 @@ def _by_step(evaluation: Json) -> Figure:
 def _authors(protocol: Json, ours: list[Line]) -> list[Line]:
     """What the authors published for the same world and horizon, each curve like ours of that kind."""
     found = []
-    for index, (name, returns) in enumerate(published(protocol).items()):
+    for index, (name, (returns, half)) in enumerate(published(protocol).items()):
         kind = "meta-learned" if name == "MAML" else name
         like = next((place for place, line in enumerate(ours) if line.name.startswith(kind)), len(ours) + index)
-        found.append(Line(f"authors' {name}", range(len(returns)), returns, like=like))
+        found.append(Line(f"authors' {name}", range(len(returns)), returns, half, like=like))
     return found
 
 
@@ -157,7 +157,7 @@ class _UntrainedError(Exception):
     """A baseline would have to be trained first."""
 
 
-def _untrained(model: nn.Module) -> Mapping[str, Any]:
+def _untrained(model: nn.Module, run: Run) -> Mapping[str, Any]:
     raise _UntrainedError
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -20,21 +21,24 @@ from fewstep.updates import SGD
 class Baseline:
     """How a net to compare with comes about.
 
-    build : gives the net before training;  train : trains it in place and returns what is worth telling of it
+    build : gives the net before training;  train : trains it in place and returns what is worth telling of it, with a
+        run of its own at hand, whose folder may keep what a training that is stopped goes on from
     settings : everything that `train` depends on, so that a net trained with other settings is not taken for this one
-    steps : of fine-tuning, at the best of `rates`;  view : turns the test episodes into what this net is given
+    steps : of fine-tuning, at the best of `rates`; there are none where no gradient step is taken
+    view : turns the test episodes into what this net is given
     """
 
     name: str
     build: Callable[[], nn.Module]
-    train: Callable[[nn.Module], Mapping[str, Any]]
+    train: Callable[[nn.Module, Run], Mapping[str, Any]]
     settings: Mapping[str, Any]
     steps: int
-    rates: Sequence[float] = (1.0,)
+    rates: Sequence[float] = ()
     view: Callable[[Episodes], Episodes] = lambda episodes: episodes
 
     @property
     def file(self) -> str:
+        """In the folder of a run, without an ending."""
         return "baselines/" + "".join(c if c.isalnum() else "-" for c in self.name)
 
 
@@ -46,10 +50,11 @@ class Contender:
     learner: Learner
     about: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def rate(self) -> dict[str, Any]:
-        """Its inner rate, in the words of a protocol."""
-        return {"inner_lr": self.about.get("fine_tuning_lr")}
+    def told(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """What a protocol says, with this one's inner rate; where it has none, nothing of later ones either."""
+        rate = self.about.get("fine_tuning_lr")
+        later = {key: None for key in about if key == "later_rate" and rate is None}
+        return {**about, "inner_lr": rate, **later}
 
 
 def trained_net(baseline: Baseline, run: Run) -> tuple[nn.Module, dict[str, Any]]:
@@ -59,7 +64,7 @@ def trained_net(baseline: Baseline, run: Run) -> tuple[nn.Module, dict[str, Any]
     if known is not None and known["settings"] == settings:
         run.restore(f"{baseline.file}.safetensors", model)
         return model, dict(known["told"])
-    told = dict(baseline.train(model))
+    told = dict(baseline.train(model, Run(run.path / baseline.file)))
     run.save_weights(f"{baseline.file}.safetensors", model.state_dict())
     run.write_json(f"{baseline.file}.json", {"settings": settings, "told": told})
     return model, told
@@ -82,14 +87,19 @@ def contend(
     prepare : what is done to each learner before it is judged;  seen_by : as in `Protocol`;  options : as for `Learner`
     """
     model, told = trained_net(baseline, run)
-    settings = dict(baseline.settings)
-    results = []
-    for rate in baseline.rates:
+    about = {**told, "training": dict(baseline.settings)}
+
+    @cache  # the best one is judged as it is
+    def tuned(rate: float) -> Learner:
         learner = Learner(model, loss, SGD(rate), steps=baseline.steps, **options)
         prepare(learner)
-        if len(baseline.rates) == 1:
-            return Contender(baseline, learner, {**told, "training": settings})
-        result = evaluate(seen_by(learner), validation, metric=metric, steps=baseline.steps, count=episodes)
-        results.append((result.worth, rate, learner))
-    _, rate, learner = max(results, key=lambda entry: entry[0])
-    return Contender(baseline, learner, {**told, "training": settings, "fine_tuning_lr": rate})
+        return learner
+
+    def worth(rate: float) -> float:
+        judged = seen_by(tuned(rate))
+        return evaluate(judged, validation, metric=metric, steps=baseline.steps, count=episodes).worth
+
+    if not baseline.rates:
+        return Contender(baseline, tuned(1.0), about)
+    best = baseline.rates[0] if len(baseline.rates) == 1 else max(baseline.rates, key=worth)
+    return Contender(baseline, tuned(best), {**about, "fine_tuning_lr": best})

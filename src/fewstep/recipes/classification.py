@@ -23,6 +23,7 @@ from fewstep.losses import summed_over_ways
 from fewstep.patterns import head_of
 from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe
+from fewstep.run import Run
 
 PRETRAINED = "pre-trained on all classes, fine-tuned"
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
@@ -152,7 +153,7 @@ class ClassificationRecipe(Recipe):
         train = partial(self._pretrain, iterations=iterations)
         return Baseline(name, self.initial_model, train, settings, self.test_steps, RATES)
 
-    def _pretrain(self, model: nn.Module, iterations: int) -> dict[str, Any]:
+    def _pretrain(self, model: nn.Module, run: Run, iterations: int) -> dict[str, Any]:
         """Give `model` the body of a classifier of all training classes, and a head of zeros."""
         images = ImageTable.of(self.images("train")).to(self.device)
         classifier = self.seeded(lambda: self._network(len(images)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import gcd
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.baselines import Baseline
 from fewstep.data.episodes import Episodes
@@ -28,6 +29,7 @@ from fewstep.rl import (
     Explorer,
     InContext,
     Policy,
+    ProximalPenalty,
     RecurrentPolicy,
     TrustRegion,
     policy_of,
@@ -35,6 +37,7 @@ from fewstep.rl import (
 from fewstep.rl.environments import Environment, Told
 from fewstep.rl.sampling import SamplingCorrection
 from fewstep.rl.surrogates import INNER, Clipped, likelihood_ratio
+from fewstep.task import Task
 from fewstep.train import Step
 from fewstep.updates import Slowed
 
@@ -69,6 +72,10 @@ class PolicyRecipe(Recipe):
     """How the meta-parameters move: the paper's TRPO; or Adam, in several epochs of a clipped loss, or in one step."""
     epochs: int = 5
     """Steps of ppo on what was lived through."""
+    ratio_clip: float = 0.2
+    """How far ppo follows an action's probability, as a part of what it was (ProMP's is 0.3)."""
+    kl_penalty: float = 0.0
+    """How much ppo counts that the policy before adaptation moves away from the one that acted (ProMP's is 0.0005)."""
     delta: float = 0.01
     """The most that a meta-update of trpo may change the adapted policies (KL divergence)."""
     conjugate_steps: int = 10
@@ -87,6 +94,8 @@ class PolicyRecipe(Recipe):
     """Iterations of the baselines that are trained on all tasks."""
     recurrent_iterations: int = 0
     """Iterations of RL^2, a recurrent policy that adapts by its memory, as one more baseline; 0 leaves it out."""
+    first_order_iterations: int = 0
+    """Iterations of first-order MAML, as one more baseline; 0 leaves it out."""
     plan: bool = False
     chunk: int | None = 5
     """Tasks at a time in learning; fewer stay in the cache."""
@@ -105,20 +114,32 @@ class PolicyRecipe(Recipe):
                 raise InputError(f"--{name} must be from 0 to 1, but {getattr(self, name)} came")
         if self.plan:
             raise InputError("engines are not planned for policies yet; choose with --method, --chunk and --compile")
-        if self.recurrent_iterations < 0:
-            raise InputError(f"--recurrent-iterations must be at least 0, but {self.recurrent_iterations} came")
+        for name in ("recurrent_iterations", "first_order_iterations"):
+            if getattr(self, name) < 0:
+                raise InputError(f"--{name.replace('_', '-')} must be at least 0, but {getattr(self, name)} came")
+        if self.first_order_iterations and (self.derivative == "none" or self.algorithm == "fomaml"):
+            raise InputError("--first-order-iterations is for comparison, but the run itself is first-order MAML")
         if self.correction and self.meta_batch < 2:
             raise InputError("--correction compares tasks with each other: --meta-batch must be at least 2")
+        if self.correction and self.kl_penalty:
+            raise InputError("--correction and --kl-penalty are outer objectives of their own; leave one of them out")
         if self.epochs < 1:
             raise InputError(f"--epochs must be at least 1, but {self.epochs} came")
         if not 0 < self.later_rate <= 1:
             raise InputError(f"--later-rate must be above 0 and at most 1, but {self.later_rate} came")
-        idle = {"trpo": ["meta_lr", "schedule", "clip", "epochs"], "ppo": ["surrogate"], "adam": ["epochs"]}[self.outer]
+        of_ppo = ["epochs", "ratio_clip", "kl_penalty"]
+        idle = {"trpo": ["meta_lr", "schedule", "clip", *of_ppo], "ppo": ["surrogate"], "adam": of_ppo}[self.outer]
         idle = [name for name in idle if not (self.recurrent_iterations and name in ("meta_lr", "epochs"))]  # of RL^2
         known = {field.name: field.default for field in fields(self)}
         if changed := [name for name in idle if getattr(self, name) != known[name]]:
-            raise InputError(f"--{changed[0].replace('_', '-')} has no part in --outer {self.outer}; leave it out")
+            option, value, default = f"--{changed[0].replace('_', '-')}", getattr(self, changed[0]), known[changed[0]]
+            raise InputError(
+                f"{option} {value} has no part in --outer {self.outer}; leave it out, or give {option} {default} where "
+                "the recipe brings it along"
+            )
         if self.outer == "trpo":
+            if self.compile == "step":  # TRPO takes the learner's parts, never a whole meta-step
+                raise InputError("--compile step has no part in --outer trpo; give --compile pieces")
             for name in ("stride", "inner_stride"):
                 if gcd(value := getattr(self, name), self.trajectories) > 1:
                     about = f"--{name.replace('_', '-')} {value} and --trajectories {self.trajectories}"
@@ -157,19 +178,27 @@ class PolicyRecipe(Recipe):
 
     @property
     def loss(self) -> Loss:
-        return Clipped() if self.outer == "ppo" else likelihood_ratio
+        return Clipped(self.ratio_clip) if self.outer == "ppo" else likelihood_ratio
 
     @property
     def learner_options(self) -> dict[str, Any]:
         inner = likelihood_ratio if self.outer == "ppo" else INNER[self.surrogate]
         return {"inner_loss": inner, "stream": True}
 
+    @property
+    def outer_objective(self) -> tuple[str, Callable[[Any, Task], Tensor]] | None:
+        """What is minimised in place of the loss after adaptation, and the option that wants it."""
+        if self.correction:
+            return "correction", SamplingCorrection(self.correction)
+        return ("kl-penalty", ProximalPenalty(self.kl_penalty)) if self.kl_penalty else None
+
     def learner(self, model: nn.Module | None = None) -> Learner:
         learner = super().learner(model)
-        if self.correction:
+        if outer := self.outer_objective:
+            name, objective = outer
             if learner.outer is not last_step:
-                raise InputError(f"--algorithm {self.algorithm} has its own outer objective; leave out --correction")
-            learner.outer = SamplingCorrection(self.correction)
+                raise InputError(f"--algorithm {self.algorithm} has its own outer objective; leave out --{name}")
+            learner.outer = objective
             learner.engine = learner.engine  # what it does is another function now
         return learner
 
@@ -197,11 +226,12 @@ class PolicyRecipe(Recipe):
         policy, world = learner.model, self.environment
         assert isinstance(policy, Policy)
         if isinstance(policy, RecurrentPolicy):
-            return InContext(learner, world, self.test_trajectories)
+            return InContext(learner, world, self.test_trajectories, skip_failures=self.skip_failures)
         if policy.observations > world.observations:
             world = Told(world, policy.observations - world.observations)
         judged = copy.deepcopy(learner)
-        judged.update = Slowed(judged.update, self.later_rate, after=max(1, learner.steps))
+        # As the authors test all their policies, the baselines too, whose learner has all steps from the start.
+        judged.update = Slowed(judged.update, self.later_rate, after=max(1, self.inner_steps))
         judged.engine = judged.engine  # what it compiled has the old rule in it
         return self.explorer(judged, world, self.test_trajectories)
 
@@ -211,6 +241,10 @@ class PolicyRecipe(Recipe):
             "trajectories": self.test_trajectories,
             "inner_lr": self.inner_lr,
             "later_rate": self.later_rate,
+            "steps_at_full_rate": max(1, self.inner_steps),
+            "surrogate": "likelihood_ratio" if self.outer == "ppo" else self.surrogate,
+            "discount": self.discount,
+            "decay": self.decay,
             "horizon": self.horizon,
             "evaluation_seed": self.evaluation_seed,
         }

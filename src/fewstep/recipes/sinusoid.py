@@ -18,6 +18,7 @@ from fewstep.data.sinusoid import SinusoidEpisodes
 from fewstep.functional import Loss
 from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe
+from fewstep.run import Run
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1)
 
@@ -102,7 +103,7 @@ class SinusoidRecipe(Recipe):
         averages = [self._average("mean", 1e-3), self._average("none", 0.0), self._average("l2", 1e-3)]
         return [pretrained, oracle, *(averages if self.ablations else [])]
 
-    def _pretrain(self, model: nn.Module, *, oracle: bool) -> dict[str, Any]:
+    def _pretrain(self, model: nn.Module, run: Run, *, oracle: bool) -> dict[str, Any]:
         iterations = self.pretrain_iterations or self.iterations
         episodes = replace(self.episodes("train"), oracle=oracle)
         pretrain_on_tasks(model, self.loss, episodes, iterations=iterations)
@@ -115,7 +116,7 @@ class SinusoidRecipe(Recipe):
         """One of the three of the paper's table 2."""
         tasks = SinusoidEpisodes(tasks=25, seed=self.seed_of("train"), shots=50, queries=50, device=self.device)
 
-        def train(model: nn.Module) -> dict[str, Any]:
+        def train(model: nn.Module, run: Run) -> dict[str, Any]:
             average, fit = average_of_tasks(
                 lambda: models.mlp(init="xavier").to(self.device), self.loss, tasks, regulariser=regulariser,
                 strength=strength,

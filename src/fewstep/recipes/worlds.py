@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from typing import Any, ClassVar, Literal
 
 from fewstep.data.layouts import Split
-from fewstep.errors import InputError
 from fewstep.recipes.policies import PolicyRecipe
 from fewstep.rl.environments import Ant, Bandits, Environment, HalfCheetah, Humanoid, Navigation, TabularMDP, Walker
 
-INSTALL = "this world needs Gymnasium: pip install 'fewstep[rl]', or 'fewstep[metaworld]' for Meta-World"
 BODIES: dict[str, Callable[..., Environment]] = {
     "half-cheetah": HalfCheetah, "ant": Ant, "walker": Walker, "humanoid": Humanoid,
 }  # fmt: skip
@@ -134,8 +131,6 @@ class MetaWorldRecipe(PolicyRecipe):
 
 @cache  # to make the tasks takes seconds
 def _meta_world(benchmark: Any, name: str, split: Any, horizon: int) -> Environment:
-    if find_spec("gymnasium") is None:
-        raise InputError(INSTALL)
     from fewstep.rl.environments.meta_world import MetaWorld
     from fewstep.rl.environments.vectorised import Vectorised
 

@@ -1,6 +1,7 @@
 """Meta-reinforcement learning: the same learner, with experience as its batches."""
 
 from fewstep.rl.ascent import Ascent
+from fewstep.rl.divergence import ProximalPenalty
 from fewstep.rl.explorer import EnvironmentEpisodes, Explorer
 from fewstep.rl.policies import CategoricalPolicy, GaussianPolicy, Policy, policy_of
 from fewstep.rl.recurrent import InContext, RecurrentPolicy
@@ -16,6 +17,7 @@ __all__ = [
     "GaussianPolicy",
     "InContext",
     "Policy",
+    "ProximalPenalty",
     "RecurrentPolicy",
     "SamplingCorrection",
     "TrustRegion",

@@ -19,7 +19,7 @@ class Ascent:
 
     adam : `adam(experience, lr)` takes one step, a `fewstep.MetaStep`
     epochs : 1 with `likelihood_ratio` is the policy gradient; several with `Clipped` outside and `likelihood_ratio`
-        inside are ProMP's (Rothfuss et al. 2019, Algorithm 1), without its penalty for how far the inner steps go
+        inside are ProMP's (Rothfuss et al. 2019, Algorithm 1), whose penalty is the outer objective `ProximalPenalty`
     The loss [] is minus the mean return after adaptation, as it was before the steps.
     """
 

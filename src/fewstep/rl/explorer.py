@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from fewstep.data.episodes import Episodes, numbered_generator
 from fewstep.errors import DivergenceError, FewstepError, InputError
-from fewstep.functional import Place, Tensors
+from fewstep.functional import Tensors
 from fewstep.learner import Learner
 from fewstep.progress import narrate
+from fewstep.rl.divergence import parameters_of
 from fewstep.rl.environments import Environment
 from fewstep.rl.experience import Experience, Trajectories
 from fewstep.rl.policies import Policy
@@ -60,6 +61,32 @@ def _failing(live: Callable[[slice], Any], count: int) -> list[int]:
     return found
 
 
+@torch.no_grad()
+def one_action(policy: Policy) -> tuple[Tensor, Tensor]:
+    """The policy's outputs [1, p] for an observation of zeros, and an action [1, ...] out of them."""
+    about = next(policy.parameters())
+    outputs = policy(about.new_zeros(1, policy.observations))
+    return outputs, policy.act(outputs, policy.noise((1,), torch.Generator()).to(about))
+
+
+def check_fit(policy: Policy, world: Environment) -> None:
+    """Raise `InputError` unless the policy sees what the world shows, and acts as the world is acted in."""
+    made = "build it for that world, as fewstep.rl.policy_of(world) does"
+    if policy.observations != world.observations:
+        raise InputError(
+            f"the policy takes observations of {policy.observations} numbers, but the world gives "
+            f"{world.observations}; {made}"
+        )
+    action = one_action(policy)[1]
+    discrete, numbers = not action.is_floating_point(), list(action.shape[1:])
+    fits = (discrete, numbers) == (world.discrete, [] if world.discrete else [world.actions])
+    if not fits or policy.actions not in (None, world.actions):
+        wanted = f"one of {world.actions}" if world.discrete else f"{world.actions} numbers"
+        count = "some" if policy.actions is None else policy.actions
+        came = f"one of {count}" if discrete and not numbers else f"numbers of shape {numbers}"
+        raise InputError(f"the policy's actions are {came}, but the world takes {wanted}; {made}")
+
+
 class Explorer:
     """Gives a learner the experience that it adapts to and is judged by.
 
@@ -76,6 +103,12 @@ class Explorer:
             raise InputError(f"the learner's model must be a policy, but a {type(learner.model).__name__} came")
         if not learner.stream:
             raise InputError("each inner step has experience of its own: build the learner with stream=True")
+        if trajectories < 1:
+            raise InputError(f"there must be at least 1 trajectory of each task, but {trajectories} came")
+        for name, value in (("discount", discount), ("decay", decay)):
+            if not 0 <= value <= 1:
+                raise InputError(f"the {name} must be from 0 to 1, but {value} came")
+        check_fit(learner.model, environment)
         self.learner, self.policy, self.environment = learner, learner.model, environment
         self.trajectories, self.discount, self.decay = trajectories, discount, decay
         self.skip_failures = skip_failures
@@ -148,11 +181,7 @@ class Explorer:
 
     def _live(self, theta: Tensors, tasks: Task, step: int) -> Trajectories:
         goals, seeds = tasks.support
-        shared = {name: value.detach() for name, value in self.policy.named_parameters()}
-        here = self.learner.objective.shared_at(Place(step, query=True))
-        own = {**shared, **{name.removeprefix("model."): value for name, value in {**here, **theta}.items()}}
-        own = {name: own[name] for name in shared}
-        stacked = {n: v if v.dim() > shared[n].dim() else v.expand(len(goals), *v.shape) for n, v in own.items()}
+        stacked = parameters_of(self.learner, theta, step, len(goals))
 
         def live(chosen: slice) -> Trajectories:
             generators = [numbered_generator(int(seed), step) for seed in seeds[chosen]]
@@ -173,7 +202,7 @@ class Explorer:
                 ) from error
             raise ExploringError(failed, goals, seeds, step, reason) from error
         self._seconds += time.perf_counter() - started
-        self._steps += lived.mask.numel()
+        self._steps += int(lived.mask.sum())  # what follows an end is not stepped through
         acted = lived.outputs.isfinite().all(-1) | ~lived.observations.isfinite().all(-1)
         if not acted.all():
             raise DivergenceError(
@@ -190,8 +219,7 @@ class Explorer:
         """Where the walk writes what it lives through."""
         about = next(self.policy.parameters())
         world, shape = self.environment, (tasks, steps, self.trajectories, self.environment.horizon)
-        outputs = self.policy(about.new_zeros(1, world.observations))
-        action = self.policy.act(outputs, self.policy.noise((1,), torch.Generator()).to(about))
+        outputs, action = one_action(self.policy)
         return Experience(
             about.new_zeros(*shape, world.observations),
             torch.zeros(*shape, *action.shape[1:], dtype=action.dtype, device=action.device),

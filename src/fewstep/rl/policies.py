@@ -24,6 +24,8 @@ class Policy(nn.Module):
     """`outputs [..., p] = policy(observations [..., o])` are the parameters of a distribution for each observation."""
 
     observations: int
+    actions: int | None = None
+    """Numbers in an action, or of how many it is one; None where the policy does not say."""
     remembers: ClassVar[bool] = False
     """Whether its outputs depend on what was observed before, in order."""
 
@@ -68,6 +70,8 @@ class GaussianPolicy(Policy):
     tensor([0.5000])
     """
 
+    actions: int
+
     def __init__(self, observations: int, actions: int, hidden: Sequence[int] = (100, 100), *, std: float = 1.0,
                  least: float = 1e-6) -> None:  # fmt: skip
         super().__init__()
@@ -111,6 +115,8 @@ class CategoricalPolicy(Policy):
     >>> policy.log_prob(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).exp()
     tensor([0.5000])
     """
+
+    actions: int
 
     def __init__(self, observations: int, actions: int, hidden: Sequence[int] = (100, 100)) -> None:
         super().__init__()

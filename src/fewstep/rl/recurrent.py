@@ -29,7 +29,7 @@ class RecurrentPolicy(Policy):
 
     def __init__(self, observations: int, head: Policy) -> None:
         super().__init__()
-        self.observations, self.size, self.head = observations, head.observations, head
+        self.observations, self.actions, self.size, self.head = observations, head.actions, head.observations, head
         self.seen = nn.Linear(observations, 3 * self.size)
         self.past = nn.Linear(self.size, 3 * self.size)
 
@@ -83,15 +83,18 @@ class InContext:
     """Judges a recurrent policy: "after n steps" is the return of episode n + 1, with the memory of those before.
 
     learner : of a `RecurrentPolicy`;  world : of one episode;  trajectories : trials of each task
+    skip_failures : as in `Explorer`
     """
 
-    def __init__(self, learner: Learner, world: Environment, trajectories: int) -> None:
+    def __init__(self, learner: Learner, world: Environment, trajectories: int, *, skip_failures: bool = False) -> None:
         self.learner, self.world, self.trajectories = learner, world, trajectories
+        self.skip_failures = skip_failures
 
     def path(self, tasks: Task, steps: int, at: Collection[int] | None = None) -> list[Point]:
-        """The return in each episode, with its sign turned, as a loss [K]."""
+        """The return in each episode, with its sign turned, as a loss [K]: of what did not fail."""
         trials = Trials(self.world, steps + 1)
-        (lived,) = Explorer(self.learner, trials, trajectories=self.trajectories).walk(tasks, 0)
+        explorer = Explorer(self.learner, trials, trajectories=self.trajectories, skip_failures=self.skip_failures)
+        (lived,) = explorer.lived(tasks, 0)[1]
         rewards = lived.rewards.reshape(*lived.rewards.shape[:-1], steps + 1, self.world.horizon)
         returns = rewards.sum(-1).mean(1)
         return [Point(-returns[:, step], None) for step in (range(steps + 1) if at is None else sorted(at))]

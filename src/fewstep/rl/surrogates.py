@@ -6,9 +6,12 @@ the derivative of that.
 
 from __future__ import annotations
 
+from math import inf
+
 import torch
 from torch import Tensor
 
+from fewstep.errors import InputError
 from fewstep.rl.experience import Experience
 from fewstep.rl.policies import Policy
 
@@ -51,6 +54,8 @@ class Clipped:
     """-mean min(r A, clip(r, 1 - c, 1 + c) A), r = pi / pi_old (Schulman et al. 2017, eq. 7)."""
 
     def __init__(self, clip: float = 0.2) -> None:
+        if not 0 < clip < inf:
+            raise InputError(f"the ratio's clip must be above 0 and finite, but {clip} came")
         self.clip = clip
 
     def __call__(self, policy: Policy, experience: Experience) -> Tensor:

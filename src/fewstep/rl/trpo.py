@@ -24,6 +24,7 @@ from fewstep.engine import dot
 from fewstep.errors import DivergenceError, InputError
 from fewstep.functional import Tensors
 from fewstep.learner import Learner, last, last_step
+from fewstep.rl.divergence import divergence
 from fewstep.rl.experience import Experience
 from fewstep.rl.explorer import Explorer
 from fewstep.rl.surrogates import dice
@@ -232,16 +233,9 @@ def thinned(experience: Experience, stride: int) -> Experience:
 
 def loss_and_divergence(learner: Learner, experience: Task) -> tuple[Tensor, Tensor]:
     """The mean over the tasks of the outer loss, and of KL(pi_old || pi_theta') on what was lived through after."""
-    policy: Any = learner.model
-    query: Experience = experience.query
     theta = adapted(learner, experience.support)
-    loss = _loss_at(theta, learner, experience)
-    own = {name.removeprefix("model."): value for name, value in theta.items()}
-    outputs = vmap(lambda named, seen: functional_call(policy, named, (seen,)), chunk_size=learner.engine.chunk)(
-        own, query.observations
-    )
-    away = torch.where(query.mask, policy.kl(query.outputs, outputs), 0.0)
-    return loss, (away.sum((1, 2)) / query.mask.sum((1, 2))).mean()
+    away = divergence(learner, theta, learner.steps, experience.query)
+    return _loss_at(theta, learner, experience), away.mean()
 
 
 def _loss_at(theta: Tensors, learner: Learner, experience: Task) -> Tensor:

@@ -6,10 +6,10 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal
 
-import gymnasium
 import numpy as np
 
 from fewstep.errors import InputError
+from fewstep.rl.environments.gym import gymnasium
 
 INSTALL = (
     "Meta-World is a package of its own, whose MuJoCo is not that of fewstep[rl]: in an environment of its own, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import cache
@@ -19,6 +20,7 @@ from fewstep.errors import InputError
 Quantity = Literal["mass", "friction"]
 
 FIELDS: dict[Quantity, tuple[str, ...]] = {"mass": ("body_mass", "body_inertia"), "friction": ("geom_friction",)}
+MOST = 1e6  # of a position or a velocity: what is beyond it has nothing to do with a body
 INSTALL = "MuJoCo tasks need gymnasium >= 1.0 and mujoco >= 3.17: pip install 'fewstep[rl]'"
 
 
@@ -41,6 +43,8 @@ class Physics:
         mujoco, batch = modules()
         spec, mass = _specification(file)
         change(spec)
+        # Else MuJoCo puts a simulation that diverges back at rest without a word, and it goes on to earn rewards.
+        spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
         if contacts:  # MuJoCo computes them where a sensor of accelerations asks for it
             spec.body(root).add_site(name="inside")
             felt = spec.add_sensor(name="felt", type=mujoco.mjtSensor.mjSENS_ACCELEROMETER)
@@ -79,6 +83,12 @@ class Physics:
         """The rotation of the torso [count, 9]."""
         return self._rotations[:, self._root].reshape(self.count, 9)
 
+    @property
+    def lost(self) -> Any:
+        """Which simulations have diverged [count]: their state is not finite, or absurd."""
+        states = np.concatenate([self.positions, self.velocities], 1)
+        return ~(abs(states) <= MOST).all(1)
+
     def multiply(self, quantity: Quantity, factors: Any) -> None:
         """Each body's mass and inertia, or each geom's friction, is the model's times these [count, parts]."""
         for name in FIELDS[quantity]:
@@ -103,7 +113,16 @@ class Physics:
 def modules() -> tuple[Any, Any]:
     """mujoco and its batched stepping, or `InputError` with what to install."""
     try:
-        return import_module("mujoco"), import_module("mujoco.batch")
+        mujoco = import_module("mujoco")
+    except Exception as error:  # each OpenGL library that is missing fails in its own way
+        if find_spec("mujoco") is None:
+            raise InputError(INSTALL) from error
+        raise InputError(
+            f"MuJoCo cannot be loaded, with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} ({type(error).__name__}: "
+            f"{error}); only drawing needs that: unset it, or give egl where libEGL is, osmesa where libOSMesa is"
+        ) from error
+    try:
+        return mujoco, import_module("mujoco.batch")
     except ImportError as error:
         raise InputError(INSTALL) from error
 

@@ -24,6 +24,7 @@ class Runner(ABC):
         "friction" it is for running along x, and each body's mass and inertia, or each geom's friction, is the model's
         times 1.5^u, u uniform in [-3, 3]: the range of rand_param_envs (taken by Rakelly et al. 2019), which draws
         these, apart, and damping all at once
+    Where a simulation diverges, observation and reward are NaN: an `Explorer` names the task, or leaves it out.
     flavour : by default the first of `sizes`
     file : the model;  sizes : numbers in an observation, by flavour;  fastest : velocities are uniform from 0 to this
     strength : the control of an action of 1;  weight : of running well in the reward
@@ -76,12 +77,15 @@ class Runner(ABC):
         controls = self.strength * controls.clip(-1, 1)
         before = self.place().copy()
         self.physics.step(controls)
-        if self.flavour == "paper":
-            velocity = self.physics.centre_velocity
-        else:
-            velocity = (self.place() - before) / self.physics.dt
-        rewards = self.weight * self._wanted(velocity) + self.bonus(controls)
-        return self._by_task(self.seen()), self._by_task(rewards), self._by_task(self.ended())
+        with np.errstate(over="ignore", invalid="ignore"):  # of simulations that diverge, whose numbers go no further
+            if self.flavour == "paper":
+                velocity = self.physics.centre_velocity
+            else:
+                velocity = (self.place() - before) / self.physics.dt
+            rewards, seen = self.weight * self._wanted(velocity) + self.bonus(controls), self.seen()
+            lost, ended = self.physics.lost, self.ended()
+        rewards[lost], seen[lost] = np.nan, np.nan
+        return self._by_task(seen), self._by_task(rewards), self._by_task(ended)
 
     def _wanted(self, velocity: Any) -> Any:
         """How well it runs [count], at velocities [count, axes]."""
@@ -120,9 +124,8 @@ class Runner(ABC):
         """Observations [count, o]."""
 
     def out_of(self, *ranges: tuple[int, float, float]) -> Any:
-        """Whether the state [count] is not finite, or one of some positions not within its range."""
-        positions, velocities = self.physics.positions, self.physics.velocities
-        fine = np.isfinite(positions).all(1) & np.isfinite(velocities).all(1)
+        """Whether the simulation [count] has diverged, or one of some positions is not within its range."""
+        positions, fine = self.physics.positions, ~self.physics.lost
         for index, least, most in ranges:
             fine &= (positions[:, index] >= least) & (positions[:, index] <= most)
         return ~fine

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from fewstep.errors import InputError
 from fewstep.rl.environments import Ant, Bandits, HalfCheetah, Humanoid, Navigation, TabularMDP, Walker
 from fewstep.rl.environments.base import Environment
+from fewstep.rl.environments.gym import gymnasium
 
 WORLDS: dict[str, Callable[..., Environment]] = {
     "fewstep/Navigation-v0": Navigation,

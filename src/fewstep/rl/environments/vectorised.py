@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.wrappers import FlattenObservation
 from torch import Tensor
 
 from fewstep.errors import InputError
+from fewstep.rl.environments.gym import gymnasium
 
 Make = Callable[[], "gymnasium.Env[Any, Any]"]
 
@@ -33,7 +32,7 @@ class Vectorised:
     """
 
     def __init__(self, make: Make, horizon: int) -> None:
-        flat: Any = FlattenObservation
+        flat: Any = gymnasium.wrappers.FlattenObservation
         self._make: Make = lambda: flat(make())
         self._first = self._make()
         for name in ("sample_tasks", "set_task"):
@@ -69,8 +68,10 @@ class Vectorised:
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         chosen = actions.cpu().numpy().reshape(self._all.num_envs, *actions.shape[2:])
-        if not self.discrete:
-            space = self._all.single_action_space
+        space = self._all.single_action_space
+        if self.discrete:
+            chosen = chosen + space.start  # a policy counts from 0
+        else:
             bounded = np.isfinite(space.low) & np.isfinite(space.high)
             low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
             inside = low + (chosen.clip(-1, 1) + 1) / 2 * (high - low)
