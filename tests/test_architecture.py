@@ -26,6 +26,7 @@ ROWS = [
     ["finite_difference", "starts"],
     ["unrolled"],
     ["gradient", "checks", "long_loop", "implicit"],
+    ["engine_checks"],
     ["learner"],
     ["algorithms", "data", "diagnose", "meta_step", "streams"],
     ["distributed", "trial"],
