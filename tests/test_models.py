@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep import InputError, models
+from fewstep import InputError, Task, models
 from fewstep.models.layers import OffsetNorm
+from fewstep.recipes import RECIPES
 
 
 def tensorflow_conv(x: Tensor, conv: nn.Conv2d, stride: int) -> Tensor:
@@ -87,3 +90,22 @@ def test_impossible_networks() -> None:
         models.conv4(5, size=8)
     with pytest.raises(InputError, match=r"at least one unit, but the widths are \[1, 0, 1\]"):
         models.mlp(hidden=(0,))
+
+
+def test_a_context_beside_the_input_is_all_that_adapts() -> None:
+    learner = RECIPES["omniglot-5way-1shot-context"].learner()
+    assert learner.objective.adapted == ["model.context"]
+    torch.manual_seed(0)
+    net: Any = learner.model
+    x, y = torch.rand(5, 1, 28, 28), torch.arange(5)
+    zeros = torch.cat([x, torch.zeros(5, 1, 28, 28)], 1)
+    assert torch.equal(net(x), net.net(zeros))
+    adapted: Any = learner.adapt((x, y), steps=3)
+    assert not torch.equal(adapted.context, torch.zeros(1, 28, 28))
+    assert all(torch.equal(a, b) for a, b in zip(adapted.net.parameters(), net.net.parameters(), strict=True))
+    learner(Task((x[None], y[None]), (x[None], y[None]))).sum().backward()
+    assert all(value.grad is not None and value.grad.any() for value in (net.context, net.net.head.weight))
+    with pytest.raises(InputError, match=r"inputs of \[14, 14\] came, but the context beside them is of \[28, 28\]"):
+        net(x[..., ::2, ::2])
+    with pytest.raises(InputError, match=r"needs a shape \[channels, ...\]"):
+        models.Beside(nn.Linear(1, 1), ())

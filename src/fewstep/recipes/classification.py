@@ -42,8 +42,9 @@ class ClassificationRecipe(Recipe):
     """Query examples of each class in training; None takes as many as shots."""
     test_queries: int | None = None
     """Query examples of each class in validation and test; None takes as many as shots, as the authors do."""
-    network: Literal["conv", "mlp"] = "conv"
-    """Four convolutions, or fully connected layers 256-128-64-64."""
+    network: Literal["conv", "mlp", "context"] = "conv"
+    """Four convolutions, or fully connected layers 256-128-64-64; or the convolutions, of which nothing adapts but a
+    further channel of the input."""
     filters: int = 64
     """Of each convolution."""
     pool: bool = False
@@ -53,7 +54,6 @@ class ClassificationRecipe(Recipe):
     """Iterations of the baseline that is trained on all classes, 128 pictures each."""
 
     metric: ClassVar[str] = "accuracy"
-    adapt: ClassVar[str] = "~*.offset"
     rotate: ClassVar[bool] = False
     channels: ClassVar[int] = 1
     side: ClassVar[int] = 28
@@ -62,6 +62,11 @@ class ClassificationRecipe(Recipe):
     @abstractmethod
     def images(self, split: Split) -> Tensor | ImageTable:
         """The pictures of a split by class, as `ClassEpisodes` takes them."""
+
+    @property
+    def adapt(self) -> str:  # type: ignore[override]
+        """Which parameters adapt."""
+        return "context" if self.network == "context" else "~*.offset"
 
     @property
     def changes(self) -> Augment | None:
@@ -86,7 +91,10 @@ class ClassificationRecipe(Recipe):
     def _network(self, ways: int) -> nn.Module:
         if self.network == "mlp":
             return models.mlp(self.channels * self.side**2, ways, (256, 128, 64, 64), norm=True)
-        return models.conv4(ways, channels=self.channels, size=self.side, filters=self.filters, pool=self.pool)
+        conv = partial(models.conv4, ways, size=self.side, filters=self.filters, pool=self.pool)
+        if self.network == "context":
+            return models.Beside(conv(channels=self.channels + 1), (1, self.side, self.side))
+        return conv(channels=self.channels)
 
     @property
     def loss(self) -> Loss:
@@ -145,6 +153,8 @@ class ClassificationRecipe(Recipe):
                         normalisation="batch")  # fmt: skip
 
     def baselines(self) -> list[Baseline]:
+        if self.network == "context":
+            return []  # what is trained on all classes has no task to tell it
         return [self.pretrained(PRETRAINED, self.pretrain_iterations)]
 
     def pretrained(self, name: str, iterations: int) -> Baseline:

@@ -45,7 +45,7 @@ class PicturesRecipe(ClassificationRecipe):
 
     @property
     def adapt(self) -> str:  # type: ignore[override]
-        return "*" if self.network == "resnet12" else "~*.offset"
+        return "*" if self.network == "resnet12" else super().adapt
 
     def _network(self, ways: int) -> nn.Module:
         if self.network == "resnet12":

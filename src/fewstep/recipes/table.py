@@ -48,6 +48,8 @@ RECIPES: dict[str, Recipe] = {
     "omniglot-20way-5shot": OmniglotRecipe(ways=20, shots=5, meta_batch=16, inner_lr=0.1, inner_steps=5),
     "omniglot-5way-1shot-mlp": OmniglotRecipe(network="mlp"),
     "omniglot-5way-5shot-mlp": OmniglotRecipe(network="mlp", shots=5),
+    "omniglot-5way-1shot-context": OmniglotRecipe(network="context"),
+    "omniglot-5way-5shot-context": OmniglotRecipe(network="context", shots=5),
     "miniimagenet-5way-1shot": MiniImageNetRecipe(),
     "miniimagenet-5way-5shot": MiniImageNetRecipe(shots=5, meta_batch=2, clip=10 * 5 / 15),
     "miniimagenet-5way-1shot-first-order": MiniImageNetRecipe(derivative="none"),
