@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fewstep
-from fewstep import InputError, Learner, Task, maml
+from fewstep import Engine, InputError, Learner, Task, maml
 from fewstep.data import ClassEpisodes, SinusoidEpisodes
 from fewstep.functional import Tensors
 from fewstep.updates import SGD
@@ -225,6 +226,24 @@ def test_a_rule_that_returns_something_else(sinusoids: Task, rule: Any, message:
         Learner(fewstep.models.mlp(), functional.mse_loss, rule, steps=1)(sinusoids)
 
 
+def test_an_outer_objective_may_make_something_else_of_the_query_set() -> None:
+    """Here three batches of it, which the loss takes one by one."""
+    torch.manual_seed(0)
+    x, many = torch.randn(4, 5, 1), torch.randn(4, 3, 5, 1)
+
+    def loss(prediction: Tensor, y: Tensor) -> Tensor:
+        assert prediction.shape == (5, 1)
+        return functional.mse_loss(prediction, y)
+
+    def outer(learner: Learner, tasks: Task) -> Tensor:
+        *_, theta = learner.inner_loop(tasks.support, learner.steps)
+        each = [Task(tasks.support, (tasks.query[0][:, i], tasks.query[1][:, i])) for i in range(3)]
+        return torch.stack([learner.query_loss(theta, learner.steps, task) for task in each]).sum(0)
+
+    learner = Learner(fewstep.models.mlp(), loss, SGD(0.1), steps=1, inner_loss=functional.mse_loss, outer=outer)
+    assert learner(Task((x, x), (many, many))).shape == (4,)
+
+
 @pytest.mark.parametrize("engine", ["vmap", "loop"])
 def test_what_would_silently_lose_a_derivative_is_refused(sinusoids: Task, engine: Any) -> None:
     scale = nn.Parameter(torch.ones(()))
@@ -233,6 +252,12 @@ def test_what_would_silently_lose_a_derivative_is_refused(sinusoids: Task, engin
     with pytest.raises(InputError, match="depends on a parameter that is neither the model's nor its own"):
         maml(fewstep.models.mlp(), lambda p, y: scale * functional.mse_loss(p, y), lr=0.1, engine=engine,
              inner_loss=functional.mse_loss)(sinusoids)  # fmt: skip
+    with patch("fewstep.engine.compiled", lambda function, tensors: function):
+        judged = maml(fewstep.models.mlp(), lambda p, y: scale * functional.mse_loss(p, y), lr=0.1,
+                      inner_loss=functional.mse_loss, engine=Engine(compile="pieces", method=engine))  # fmt: skip
+        judged.path(sinusoids)  # without gradients nothing is lost
+        with pytest.raises(InputError, match="depends on a parameter that is neither the model's nor its own"):
+            judged(sinusoids)
 
     learner = maml(nn.Sequential(nn.Linear(1, 3), nn.Dropout(0.5), nn.Linear(3, 1)), functional.mse_loss, lr=0.1)
     losses = learner(sinusoids)

@@ -192,6 +192,46 @@ def test_a_rate_that_the_rule_does_not_hold_is_refused_and_moves_where_it_can(re
     assert rate.item() != -2.0
 
 
+def test_rules_that_whole_steps_take_as_any_loop_does(recorded_only: None) -> None:
+    rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+
+    def later(theta: Tensors, gradient: Tensors, state: Any, step: int) -> tuple[Tensors, Any]:
+        """Leaves the bias alone in the first step, and counts on its task axis in the next."""
+        moved = {name: value - 0.1 * gradient[name] for name, value in theta.items()}
+        assert step == 0 or len(theta["model.bias"]) == len(gradient["model.bias"])
+        return ({**moved, "model.bias": theta["model.bias"]} if step == 0 else moved), state
+
+    def outside(theta: Tensors, gradient: Tensors, state: Any, step: int) -> tuple[Tensors, Any]:
+        return {name: value - rate * gradient[name] for name, value in theta.items()}, state
+
+    def less(theta: Tensors, gradient: Tensors, state: Any, step: int) -> tuple[Tensors, Any]:
+        return {"model.weight": theta["model.weight"]}, state
+
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1).double()
+    losses = [Learner(model, functional.mse_loss, later, steps=2, engine=engine)(TASKS)
+              for engine in (Engine(), Engine(compile="step"))]  # fmt: skip
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-12, atol=1e-12)
+    to_adapt = Learner(model, functional.mse_loss, outside, steps=2, engine=Engine(compile="step"))
+    assert not torch.equal(to_adapt.adapt((X[0], Y[0])).weight, model.weight)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"must return the tensors model.weight, model.bias"):
+        Learner(model, functional.mse_loss, less, steps=2, engine=Engine(compile="step"))(TASKS)
+
+
+def test_parameters_for_each_step_are_part_of_the_one_call(recorded_only: None) -> None:
+    learners = []
+    for engine in (Engine(), Engine(compile="step")):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+        learner = maml(model, functional.mse_loss, lr=0.1, steps=2, adapt="2.*", per_step="0.bias", engine=engine)
+        step = MetaStep(learner, torch.optim.Adam(learner.parameters()))
+        for rate in RATES:
+            step(TASKS, rate)
+        learners.append(learner)
+    assert all(value.grad is None for value in learners[1].parameters()), "it was not one call"
+    assert_equal(learners[1], list(learners[0].parameters()))
+
+
 def test_a_parameter_beside_the_learners_keeps_the_step_from_being_one_call(recorded_only: None) -> None:
     learner, beside = build(), nn.Parameter(torch.ones(()))
     MetaStep(learner, torch.optim.Adam([*learner.parameters(), beside]))(TASKS, 0.1)

@@ -144,6 +144,12 @@ def test_all_protocols_in_one_table(world: Path, capsys: pytest.CaptureFixture[s
     assert len(set(kinds)) == 7
     main(["evaluate", str(world / "run"), "--all-protocols", "--episodes", "2", "--weights", "model"])
     assert "2 last checkpoints" in (world / "run" / "protocols.json").read_text()
+    kept = sorted((world / "run" / "checkpoints").iterdir(), key=lambda path: int(path.stem))
+    before = kept[-2].read_bytes()
+    kept[-2].unlink()  # as in runs of before the last ones were kept
+    main(["evaluate", str(world / "run"), "--all-protocols", "--episodes", "2", "--weights", "model"])
+    assert "last checkpoints" not in (world / "run" / "protocols.json").read_text()
+    kept[-2].write_bytes(before)
 
 
 def test_a_residual_net_warmed_up_on_augmented_pictures(world: Path, tmp_path: Path) -> None:

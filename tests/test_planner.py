@@ -326,8 +326,9 @@ def test_fewer_processes_have_more_tasks_each(planned: Plan) -> None:
     entry = dataclasses.replace(planned.chosen, peak=100, engine=Engine())
     four = dataclasses.replace(planned, engine=Engine(), tried=(entry,), tasks=8)
     assert (four.peak_of(4), four.peak_of(8), four.peak_of(32)) == (100, 100, 400)
-    cut = dataclasses.replace(entry, engine=Engine(chunk=2))
-    assert dataclasses.replace(four, engine=cut.engine, tried=(cut,)).peak_of(32) == 100
+    for chunk, peak in ((2, 100), (16, 200)):
+        cut = dataclasses.replace(entry, engine=Engine(chunk=chunk))
+        assert dataclasses.replace(four, engine=cut.engine, tried=(cut,)).peak_of(32) == peak
 
 
 def test_no_engine_is_begun_that_would_not_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

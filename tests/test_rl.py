@@ -877,6 +877,11 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
     assert marked == [2]
 
 
+def test_a_recipes_own_number_of_tasks_at_a_time_is_of_vmap_only() -> None:
+    recipe = dataclasses.replace(RECIPES["navigation"], method="loop")
+    assert (RECIPES["navigation"].engine.chunk, recipe.engine.chunk) == (5, None)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -887,6 +892,7 @@ def test_a_report_marks_the_highest_return(tmp_path: Path, monkeypatch: pytest.M
         (["--first-order-iterations", "-1"], "--first-order-iterations must be at least 0, but -1 came"),
         (["--first-order-iterations", "9", "--derivative", "none"], "but the run itself is first-order MAML"),
         (["--compile", "step"], "--compile step has no part in --outer trpo; give --compile pieces"),
+        (["--method", "loop", "--chunk", "4"], "the method 'loop' takes one task at a time, but chunk=4 came"),
         (["--horizon", "0"], "--horizon must be at least 1, but 0 came"),
         (["--discount", "1.5"], "--discount must be from 0 to 1, but 1.5 came"),
         (["--decay", "-0.1"], "--decay must be from 0 to 1, but -0.1 came"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def check_values_behind(loss: Tensor, tasks: Task) -> None:
 OfOne = Callable[[Batch], tuple[Tensors, Batch]]
 
 
-def look_once(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool) -> None:
+def look_once(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool, one_query: bool) -> None:
     """Run the loss of one task once in each mode of the model, to find what would take derivatives away.
 
     A loss may depend on no parameter but those that it is handed. PyTorch loses the derivative of a bias's own
@@ -78,7 +78,8 @@ def look_once(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool) 
         own, batch = of_one(first.support)
         losses = [objective(own, batch, query=False)]
         if both:
-            losses.append(objective(own, objective.query_of(first), query=True))
+            with nullcontext() if one_query else suppress(Exception):
+                losses.append(objective(own, objective.query_of(first), query=True))
     if any(loss.requires_grad for loss in losses):
         raise InputError(
             "the loss or the start depends on a parameter that is neither the model's nor its own, whose gradient "
@@ -138,7 +139,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def guard(objective: Objective, tasks: Task, of_one: OfOne, ways: Callable[[], Any], *, exact: bool,
-          batched: bool) -> Iterator[None]:  # fmt: skip
+          batched: bool, one_query: bool) -> Iterator[None]:  # fmt: skip
     """Refuse what would make gradients wrong, and name the input where it is what made the model or the loss fail.
 
     of_one : the parameters and the first batch of one task whose support set is given
@@ -149,7 +150,7 @@ def guard(objective: Objective, tasks: Task, of_one: OfOne, ways: Callable[[], A
     objective.check_running_statistics()
     written, looked = objective.buffer_versions(), False
     try:
-        look_once(objective, tasks, of_one, exact=exact)
+        look_once(objective, tasks, of_one, exact=exact, one_query=one_query)
         looked = True
         yield
     except FewstepError:

@@ -101,6 +101,14 @@ class Engine:
         ]
         return ", ".join([self.method, *said])
 
+    def at_a_time(self, tasks: int) -> int:
+        """How many of so many tasks are computed at once.
+
+        >>> Engine(chunk=4).at_a_time(3), Engine(chunk=4).at_a_time(9), Engine(method="loop").at_a_time(9)
+        (3, 4, 1)
+        """
+        return 1 if self.method == "loop" else min(self.chunk or tasks, tasks)
+
     @property
     def differentiate(self) -> GradAndValue:
         """The gradient that goes with the method: torch.func under vmap, plain autograd in the loop."""
@@ -171,7 +179,7 @@ class Runner:
     def chunks(self, tensors: Sequence[Tensor], stacked: Sequence[bool]) -> Iterator[Sequence[Tensor]]:
         """The tensors of as many tasks at a time as the engine takes."""
         count = next(tensor.shape[0] for tensor, has in zip(tensors, stacked, strict=True) if has)
-        size = 1 if self.engine.method == "loop" else min(self.engine.chunk or count, count)
+        size = self.engine.at_a_time(count)
         if size == count:
             yield tensors
             return

@@ -44,14 +44,16 @@ def check_rule(learner: Any) -> None:
     A whole step as one function of tensors would have no derivative by it.
     """
     rule, adapted = learner.update, learner.objective.adapted
-    theta = {name: value.detach() for name, value in zip(adapted, learner.objective.parameters(adapted), strict=True)}
-    gradient, state = {name: torch.zeros_like(value).unsqueeze(0) for name, value in theta.items()}, None
+    start = {name: value.detach() for name, value in zip(adapted, learner.objective.parameters(adapted), strict=True)}
+    gradient = {name: torch.zeros_like(value).unsqueeze(0) for name, value in start.items()}
+    theta, state = start, None
     own = {name: value.detach() for name, value in rule.named_parameters()} if isinstance(rule, nn.Module) else {}
     with torch.enable_grad():
         for step in range(learner.steps):
             for _ in range(evaluations(rule, step)):
                 given = (theta, gradient, state, step)
                 theta, state = functional_call(rule, own, given) if isinstance(rule, nn.Module) else rule(*given)
+                theta = learner.objective.in_order(theta, start, 1)
     if any(value.requires_grad for value in theta.values()):
         raise InputError(
             "the update rule depends on a parameter that it does not hold, whose gradient compile='step' would lose; "

@@ -190,7 +190,11 @@ def in_eval_mode(learner: nn.Module | Judged) -> Iterator[None]:
 
 def _judge(learner: Judged, episodes: Episodes, metric: Metric, steps: int, at: Collection[int] | None,
            count: int, index: int) -> Tensor:  # fmt: skip
-    """The metric [judged steps, tasks] of one batch of tasks, of which it takes those before number `count`."""
-    tasks, left = episodes[index], count - index * episodes.tasks
-    tasks = tasks if left >= episodes.tasks else tasks.select(slice(left))
-    return torch.stack([metric.of(point, tasks.query) for point in learner.path(tasks, steps, at)])
+    """The metric [judged steps, tasks] of one batch of tasks, of which it takes those before number `count`.
+
+    What explores may leave out tasks that fail: there the others go first. What is compiled is so for whole batches.
+    """
+    tasks, left = episodes[index], min(count - index * episodes.tasks, episodes.tasks)
+    if not isinstance(learner, nn.Module) and left < episodes.tasks:
+        tasks = tasks.select(slice(left))
+    return torch.stack([metric.of(point, tasks.query) for point in learner.path(tasks, steps, at)])[:, :left]

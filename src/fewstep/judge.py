@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -196,10 +197,11 @@ class _Judged:
     def checkpoints(self, count: int) -> list[str]:
         """The files of the `count` best validated or last weights; all there are where those are fewer."""
         best = (self.run.load_state() or {"best": []})["best"]
-        steps = [each["step"] for each in best if isinstance(each, dict)]
-        if self.weights == "model":
-            steps.sort(reverse=True)
-        return [name for name in map(checkpoint_name, steps) if (self.run.path / name).exists()][:count]
+        names = [checkpoint_name(each["step"]) for each in best if isinstance(each, dict)]
+        if self.weights == "model":  # runs of before the last ones were kept have gaps
+            names = [checkpoint_name(event["step"]) for event in self.run.metrics()[::-1] if "best_step" in event]
+            names = [*takewhile(lambda name: (self.run.path / name).exists(), names)]
+        return [name for name in names if (self.run.path / name).exists()][:count]
 
     def learners(self, policy: Policy | None, count: int) -> list[Learner]:
         """The learner with the chosen weights, or one for each of several checkpoints."""

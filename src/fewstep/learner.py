@@ -247,7 +247,7 @@ class Learner(nn.Module):
             self.engine = self.engine
         leaves, form = quickly_flat(tasks)
         forms = [(getattr(x, "shape", x), getattr(x, "dtype", x)) for x in leaves]
-        moment = self._watch.values(), self.order, form, forms
+        moment = self._watch.values(), self.order, form, forms, torch.is_grad_enabled()
         if moment == self._checked:
             return nullcontext(self._checked)
         self.runner.enter(moment[0], self._watch.objects())
@@ -259,9 +259,10 @@ class Learner(nn.Module):
         check_engine(self.engine, self)  # the derivative may have been set since
         exact, batched = self.order == "exact", self.engine.method == "vmap"
         first = Task(at_step(tasks.support, 0, self.stream, axis=1), tasks.query)
-        if self.engine.compile == "step":
+        if self.engine.compile == "step" and torch.is_grad_enabled():
             check_rule(self)
-        with guard(self.objective, first, self._of_one, lambda: self.known(tasks), exact=exact, batched=batched):
+        with guard(self.objective, first, self._of_one, lambda: self.known(tasks), exact=exact, batched=batched,
+                   one_query=self.outer is last_step):  # fmt: skip
             yield moment
         self._checked = moment
 

@@ -140,8 +140,8 @@ class MetaStep:
         self._trained = [self._own[i] for i in wanted]
         # A parameter of the caller's own, behind the loss or the rule, has a gradient in the usual way only.
         held = {id(value) for value in self.optimizer.param_groups[0]["params"] if value.requires_grad}
-        once = len(set(map(id, self._own))) == len(self._own)
-        whole = once and wanted and held == set(map(id, self._trained))
+        once, trained = len(set(map(id, self._own))) == len(self._own), set(map(id, self._trained))
+        whole = once and wanted and trained <= held <= trained | set(map(id, self.learner.parameters()))
         gradients_of = self._gradients_of(problem, tasks, wanted)
         adam = partial(_adam, gradients_of, len(tensors), wanted, self.clip, *constants)
         key = ("adam", wanted, self.clip, constants, problem.key)

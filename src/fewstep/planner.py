@@ -47,7 +47,7 @@ class Plan:
 
     def peak_of(self, tasks: int) -> float:
         """Bytes that a meta-step of so many tasks takes, at most, by what was measured; 0 where nobody counts them."""
-        more = 1.0 if self.engine.chunk or self.engine.method == "loop" else max(1.0, tasks / self.tasks)
+        more = max(1.0, self.engine.at_a_time(tasks) / self.engine.at_a_time(self.tasks))
         return more * (self.chosen.peak or 0)
 
     @property

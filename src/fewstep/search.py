@@ -227,15 +227,13 @@ class Search:
 
     def _peak(self, engine: Engine) -> float:
         """Bytes that an engine will take at most, by those that took fewer tasks at a time."""
-        size, steps = self._at_a_time(engine), self.bench.learner.steps
-        known = [(t.peak, self._at_a_time(t.engine)) for t in self.trials if t.peak is not None and not t.engine.keep]
-        once = min((peak * max(1.0, size / tasks) for peak, tasks in known), default=0.0)
+        tasks, steps = self.bench.tasks.size, self.bench.learner.steps
+        size = engine.at_a_time(tasks)
+        known = [(t.peak, t.engine.at_a_time(tasks)) for t in self.trials if t.peak is not None and not t.engine.keep]
+        once = min((peak * max(1.0, size / count) for peak, count in known), default=0.0)
         if engine.keep:
-            return once + KEPT * steps * self.bench.tasks.size * min((peak / tasks for peak, tasks in known), default=0)
+            return once + KEPT * steps * tasks * min((peak / count for peak, count in known), default=0)
         return once * (steps + 1 if engine.compile == "step" else 1)  # it has the activations of every step
-
-    def _at_a_time(self, engine: Engine) -> int:
-        return 1 if engine.method == "loop" else engine.chunk or self.bench.tasks.size
 
 
 def chunk_sizes(tasks: int) -> list[int | None]:

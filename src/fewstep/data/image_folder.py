@@ -50,12 +50,13 @@ def splits_of(data: Path, split_file: Path | None = None, split_seed: int = 0) -
     """The pictures of each class of each split."""
     found = {split: [data / stem for stem in stems if is_folder(data / stem)] for split, stems in STEMS.items()}
     if found["train"] and (found["validation"] or found["test"]):
-        if split_file is not None or split_seed:
-            said = f"--split-seed {split_seed}" if split_file is None else f"--split-file {split_file}"
-            raise InputError(f"{data} is split into folders, such as train; leave {said} out")
+        if split_file is not None:
+            raise InputError(f"{data} is split into folders, such as train; leave --split-file {split_file} out")
+        if split_seed:
+            narrate_once(f"{data} is split into folders, such as train: --split-seed {split_seed} changes nothing")
         return _given(data, found)
     if split_file is not None and split_seed:
-        raise InputError(f"{split_file} says how classes are split; leave --split-seed {split_seed} out")
+        narrate_once(f"{split_file} says how classes are split: --split-seed {split_seed} changes nothing")
     classes = class_folders(data)
     if not classes:
         pictures = [entry.name for entry in entries(data) if is_file(entry)]

@@ -162,6 +162,8 @@ class Recipe(ABC):
     def choices(self) -> dict[str, Any]:
         """The fields of the engine that are chosen by hand."""
         fields = {name: getattr(self, name) for name in ("method", "chunk", "compile", "convolution")}
+        if self.method == "loop" and self.chunk == type(self).chunk:
+            del fields["chunk"]  # the recipe's own, for "vmap"
         return {name: value for name, value in fields.items() if value is not None}
 
     @property

@@ -138,8 +138,6 @@ class PolicyRecipe(Recipe):
                 "the recipe brings it along"
             )
         if self.outer == "trpo":
-            if self.compile == "step":  # TRPO takes the learner's parts, never a whole meta-step
-                raise InputError("--compile step has no part in --outer trpo; give --compile pieces")
             for name in ("stride", "inner_stride"):
                 if gcd(value := getattr(self, name), self.trajectories) > 1:
                     about = f"--{name.replace('_', '-')} {value} and --trajectories {self.trajectories}"
@@ -203,6 +201,8 @@ class PolicyRecipe(Recipe):
         return learner
 
     def check(self, learner: Learner, episodes: Episodes) -> None:
+        if self.outer == "trpo" and self.compile == "step":  # it takes the learner's parts, never a whole meta-step
+            raise InputError("--compile step has no part in --outer trpo; give --compile pieces")
         self.step_of(learner, lambda tasks, lr: torch.zeros(()))
 
     def episodes(self, split: Split) -> EnvironmentEpisodes:

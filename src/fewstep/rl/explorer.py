@@ -62,22 +62,22 @@ def _failing(live: Callable[[slice], Any], count: int) -> list[int]:
 
 
 @torch.no_grad()
-def one_action(policy: Policy) -> tuple[Tensor, Tensor]:
+def one_action(policy: Policy, observations: int) -> tuple[Tensor, Tensor]:
     """The policy's outputs [1, p] for an observation of zeros, and an action [1, ...] out of them."""
     about = next(policy.parameters())
-    outputs = policy(about.new_zeros(1, policy.observations))
+    outputs = policy(about.new_zeros(1, observations))
     return outputs, policy.act(outputs, policy.noise((1,), torch.Generator()).to(about))
 
 
 def check_fit(policy: Policy, world: Environment) -> None:
     """Raise `InputError` unless the policy sees what the world shows, and acts as the world is acted in."""
     made = "build it for that world, as fewstep.rl.policy_of(world) does"
-    if policy.observations != world.observations:
+    if getattr(policy, "observations", world.observations) != world.observations:
         raise InputError(
             f"the policy takes observations of {policy.observations} numbers, but the world gives "
             f"{world.observations}; {made}"
         )
-    action = one_action(policy)[1]
+    action = one_action(policy, world.observations)[1]
     discrete, numbers = not action.is_floating_point(), list(action.shape[1:])
     fits = (discrete, numbers) == (world.discrete, [] if world.discrete else [world.actions])
     if not fits or policy.actions not in (None, world.actions):
@@ -219,7 +219,7 @@ class Explorer:
         """Where the walk writes what it lives through."""
         about = next(self.policy.parameters())
         world, shape = self.environment, (tasks, steps, self.trajectories, self.environment.horizon)
-        outputs, action = one_action(self.policy)
+        outputs, action = one_action(self.policy, world.observations)
         return Experience(
             about.new_zeros(*shape, world.observations),
             torch.zeros(*shape, *action.shape[1:], dtype=action.dtype, device=action.device),

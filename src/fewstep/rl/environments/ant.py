@@ -22,7 +22,7 @@ class Ant(Runner):
 
     `mass`, `friction`: v in place of d v.
     a : the action, cut to [-1, 1], which is full torque;  f : contact forces on all bodies, each cut to [-1, 1]
-    It ends where the torso is not between 0.2 and 1 m high, or its state is not finite.
+    It ends where the torso is not between 0.2 and 1 m high.
     flavour : "paper", rllab's physics, a step of 0.02 s, v that of the centre of mass, 125 observations: positions,
         velocities, f, the torso's rotation, and the centre; "gymnasium", Ant-v5's model, a step of 0.05 s, v that of
         the torso over the step, 105 observations: positions but for x and y, velocities, f. Returns of the two do not
