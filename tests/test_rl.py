@@ -760,7 +760,8 @@ class Silent(GaussianPolicy):
         return torch.randn(*shape, self.count, generator=generator)
 
     def forward(self, observations: Tensor) -> Tensor:
-        mean: Tensor = self.mean(observations)
+        rows = observations.reshape(-1, observations.shape[-1])
+        mean: Tensor = self.mean(rows).reshape(*observations.shape[:-1], self.count)
         return torch.cat([mean, self.log_std.expand_as(mean)], -1)
 
 
@@ -786,7 +787,10 @@ def test_policies_that_fit() -> None:
     told = Told(Navigation(), 2)
     memory = RecurrentPolicy(6, GaussianPolicy(8, 2))
     for policy, world in ((Silent(2, 2), Navigation()), (policy_of(told), told), (memory, Trials(Navigation(), 2))):
-        Explorer(Learner(policy, likelihood_ratio, SGD(0.1), steps=0, stream=True), world)
+        explorer = Explorer(Learner(policy, likelihood_ratio, SGD(0.1), steps=0, stream=True), world, trajectories=3)
+        _, (lived,) = explorer.lived(EnvironmentEpisodes(tasks=2, environment=world)[0])
+        assert lived.actions.shape == (2, 3, world.horizon, 2)
+        assert lived.rewards.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def guard(objective: Objective, tasks: Task, of_one: OfOne, ways: Callable[[], A
     of_one : the parameters and the first batch of one task whose support set is given
     ways : how many classes the start makes a head for; None where the model's own outputs count
     exact : whether second derivatives are taken;  batched : whether the tasks go through vmap
+    one_query : whether the query set is one batch of the loss; an outer objective may make something else of it
     """
     objective.check_structure()
     objective.check_running_statistics()
