@@ -38,7 +38,8 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8).close()
     except Exception as error:  # each OpenGL library fails in its own way
         pytest.skip(f"MuJoCo cannot draw here: {error}")
-    return trained("half-cheetah-direction", tmp_path_factory.mktemp("runner") / "run", "--horizon", "21")
+    options = ["--horizon", "21", "--compile", "no"]
+    return trained("half-cheetah-direction", tmp_path_factory.mktemp("runner") / "run", *options)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MuJoCo has a library of its own")

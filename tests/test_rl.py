@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torch.func import functional_call
 
-from fewstep import DivergenceError, InputError, Learner, Task
+from fewstep import DivergenceError, Engine, FallbackWarning, InputError, Learner, Task
 from fewstep.cli import main
 from fewstep.data.episodes import Episodes
 from fewstep.distributed import average_gradients, is_first, joined, ranks, share
@@ -502,6 +503,20 @@ def test_a_step_lowers_the_loss_within_the_trust_region() -> None:
     loss, divergence = loss_and_divergence(learner, after)
     assert divergence.abs() < 1e-12, "on its own experience nothing has changed yet"
     assert loss.abs() < 1e-10
+
+
+@pytest.mark.parametrize("inner", [reinforce, lvc])
+def test_compiled_pieces_give_the_same_step(inner: Any) -> None:
+    found = []
+    for engine in (Engine(), Engine(chunk=2, compile="pieces")):
+        learner = build(inner, engine=engine)
+        before = flat(learner.parameters()).detach()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FallbackWarning)
+            TRPO(explorer_of(learner), TrustRegion(delta=0.02, damping=0.1, stride=3, inner_stride=3))(tasks_of(4))
+        found.append(flat(learner.parameters()).detach() - before)
+    assert found[0].norm() > 0
+    assert relative_error(found[1], found[0]) < 1e-9
 
 
 def test_a_step_that_does_not_help_moves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

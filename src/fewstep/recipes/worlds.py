@@ -47,6 +47,8 @@ class RunnerRecipe(PolicyRecipe):
     """What is not told: how fast to run, whereto, or what the body's parts weigh and how they slip."""
     flavour: Literal["paper", "gymnasium"] = "paper"
     """Whose physics, observations and start; the paper has no walker and no humanoid."""
+    compile: Literal["no", "pieces", "step"] | None = "pieces"
+    """What to compile: a minute at first, and a quarter less for each iteration."""
 
     @property
     def world(self) -> str:
