@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -10,6 +14,8 @@ from fewstep.data.augment import Augment
 from fewstep.data.episodes import Episodes, numbered_generator, rotate_quarters
 from fewstep.data.table import ImageTable
 from fewstep.functional import Loss
+from fewstep.progress import progress
+from fewstep.run import Run
 from fewstep.task import Task
 
 
@@ -40,6 +46,8 @@ def pretrain_on_classes(
     augment: Augment | None = None,
     batch: int = 128,
     lr: float = 1e-3,
+    run: Run | None = None,
+    save_every: int = 500,
 ) -> None:
     """Train `model` by Adam to tell all classes apart.
 
@@ -47,18 +55,40 @@ def pretrain_on_classes(
     model : [batch, ...] -> [batch, classes]
     rotate : turn each picture by a random number of quarters, as the episodes do with classes
     augment : changes each picture
+    run : keeps in its folder, each `save_every` iterations, from where the same training goes on to the same result
     """
     table = ImageTable.of(images)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     model.train()
-    for step in range(iterations):
-        generator = numbered_generator(seed, step)
-        label = torch.randint(len(table), (batch,), generator=generator)
-        x = table.pick(label, torch.randint(1 << 40, (batch,), generator=generator) % table.counts[label])
-        if rotate:
-            x = rotate_quarters(x[None], torch.randint(4, (1, batch), generator=generator))[0]
-        x = x.float() / 255
-        x = augment(x, generator) if augment else x
-        optimizer.zero_grad()
-        functional.cross_entropy(model(x), label.to(x.device)).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+    settings = {"seed": seed, "rotate": rotate, "augment": repr(augment), "batch": batch, "lr": lr}
+    done, seconds = _resume(model, optimizer, run, settings, iterations) if run else (0, 0.0)
+    started = time.monotonic() - seconds
+    with progress(iterations, done=done) if run else nullcontext(lambda event: None) as report:
+        for step in range(done, iterations):
+            generator = numbered_generator(seed, step)
+            label = torch.randint(len(table), (batch,), generator=generator)
+            x = table.pick(label, torch.randint(1 << 40, (batch,), generator=generator) % table.counts[label])
+            if rotate:
+                x = rotate_quarters(x[None], torch.randint(4, (1, batch), generator=generator))[0]
+            x = x.float() / 255
+            x = augment(x, generator) if augment else x
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(x), label.to(x.device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if run and (step + 1) % save_every == 0:
+                where = {"step": step + 1, "seconds": round(time.monotonic() - started, 2)}
+                weights, moments = model.state_dict(), optimizer.state_dict()
+                run.save_state({**where, "model": weights, "optimizer": moments, "settings": settings})
+                report({**where, "loss": loss.item()})
+
+
+def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, run: Run, settings: dict[str, Any],
+            most: int) -> tuple[int, float]:  # fmt: skip
+    """Set all to where a training with the same settings stood: after so many iterations and seconds."""
+    state = run.load_state()
+    if state is None or state["settings"] != settings or state["step"] > most:
+        return 0, 0.0
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["seconds"]

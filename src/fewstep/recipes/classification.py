@@ -168,7 +168,7 @@ class ClassificationRecipe(Recipe):
         images = ImageTable.of(self.images("train")).to(self.device)
         classifier = self.seeded(lambda: self._network(len(images)))
         pretrain_on_classes(classifier, images, iterations=iterations, seed=self.seed, rotate=self.rotate,
-                            augment=self.changes)  # fmt: skip
+                            augment=self.changes, run=run)  # fmt: skip
         trained = classifier.state_dict()
         head = f"{head_of(model)}."
         for name, value in model.state_dict().items():

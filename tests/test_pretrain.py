@@ -1,0 +1,60 @@
+"""Training a classifier of all classes: it goes on from where it was stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewstep.baselines import pretrain_on_classes
+from fewstep.run import Run
+
+
+class Counted(nn.Module):
+    """A classifier that counts its batches, and may be stopped at one of them."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3))
+        self.stop_at, self.batches = stop_at, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.batches += 1
+        if self.batches == self.stop_at:
+            raise KeyboardInterrupt
+        out: Tensor = self.net(x)
+        return out
+
+
+def train(model: nn.Module, run: Run | None = None, **options: Any) -> nn.Module:
+    images = (torch.arange(3 * 5 * 16) % 251).to(torch.uint8).view(3, 5, 1, 4, 4)
+    pretrain_on_classes(model, images, **{"iterations": 7, "seed": 0, "batch": 4, **options}, run=run, save_every=2)
+    return model
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_what_is_stopped_goes_on_to_the_same_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, run = train(Counted()), Run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(Counted(stop_at=6), run)
+    again = Counted()
+    assert same(train(again, run), whole)
+    assert again.batches == 3, "the four that were saved are not taken again"
+    assert '{"step": 6, "seconds": ' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"rotate": True}, {"lr": 0.1}, {"batch": 5}, {"iterations": 5}], ids=str
+)
+def test_other_settings_start_anew(options: dict[str, Any], tmp_path: Path) -> None:
+    train(Counted(), Run(tmp_path))
+    other = Counted()
+    assert same(train(other, Run(tmp_path), **options), train(Counted(), **options))
+    assert other.batches == options.get("iterations", 7)
