@@ -17,11 +17,11 @@ from PIL import Image, ImageDraw
 from fewstep.classifier import Classifier, adapt_run
 from fewstep.cli import main
 from fewstep.commands import recipe_of, train_run
+from fewstep.comparison import Difference
 from fewstep.data.decode import Form, decoded_now
 from fewstep.data.files import below
 from fewstep.errors import InputError
 from fewstep.export import export
-from fewstep.judge import Difference
 from fewstep.predict import predict
 from fewstep.run import Run
 
@@ -150,6 +150,33 @@ def test_all_protocols_in_one_table(world: Path, capsys: pytest.CaptureFixture[s
     main(["evaluate", str(world / "run"), "--all-protocols", "--episodes", "2", "--weights", "model"])
     assert "last checkpoints" not in (world / "run" / "protocols.json").read_text()
     kept[-2].write_bytes(before)
+
+
+def test_other_test_tasks_than_in_training(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = world / "run"
+    main(["evaluate", str(run), "--no-baselines"])
+    before = (run / "evaluation.json").read_text()
+    main(["evaluate", str(run), "--shots", "2", "--queries", "1", "--steps", "1", "--first-only", "--no-baselines"])
+    assert (run / "evaluation.json").read_text() == before
+    found = json.loads((run / "evaluation-shots-2-queries-1-steps-1.json").read_text())
+    about = found["protocol"]
+    assert (about["ways"], about["shots"], about["queries_per_class"], len(found["by_step"])) == (3, 2, 1, 2)
+    assert "head" not in about
+    main(["evaluate", str(run), "--ways", "4", "--first-only"])
+    found = json.loads((run / "evaluation-ways-4.json").read_text())
+    assert (found["protocol"]["ways"], found["protocol"]["head"], len(found["by_step"])) == (4, "prototypes", 1)
+    assert [*found["baselines"]] == ["the same net without adaptation"]
+    (judged,) = found["by_step"]
+    assert judged["mean"] > 0.35, "prototypes of features tell the classes apart"
+    main(["evaluate", str(run), "--ways", "4", "--steps", "2", "--all-protocols", "--episodes", "4"])
+    found = json.loads((run / "protocols-ways-4-steps-2.json").read_text())
+    assert {(each["protocol"]["ways"], each["by_step"][-1]["step"]) for each in found["protocols"]} == {(4, 2)}
+    assert "test: 5 ways asked of 4 classes" in fails(capsys, "evaluate", str(run), "--ways", "5")
+    assert "--steps must be at least 0, but -1 came" in fails(capsys, "evaluate", str(run), "--steps", "-1")
+    assert "test: 0 ways" in fails(capsys, "evaluate", str(run), "--ways", "0")
+    assert "is a run of sinusoid, whose tasks have no ways; leave out --ways" in fails(
+        capsys, "evaluate", _sinusoid(tmp_path), "--ways", "5"
+    )
 
 
 def test_a_residual_net_warmed_up_on_augmented_pictures(world: Path, tmp_path: Path) -> None:

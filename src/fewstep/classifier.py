@@ -14,16 +14,13 @@ from fewstep.commands import recipe_from, recipe_of
 from fewstep.data.decode import Form, decoded_now
 from fewstep.data.files import Picture
 from fewstep.data.layouts import class_folders
-from fewstep.engine import Engine
 from fewstep.errors import InputError
-from fewstep.learner import Learner
+from fewstep.heads import Head, start_head, steps_from
 from fewstep.normalisation import Settled, Statistics
 from fewstep.patterns import linear_head
 from fewstep.recipes.classification import ClassificationRecipe
 from fewstep.run import Run
-from fewstep.starts import HeadStart, Prototypes, ZeroHead
 
-Head = Literal["auto", "trained", "prototypes", "zero"]
 ABOUT, WEIGHTS = "adapted.json", "adapted.safetensors"
 
 
@@ -97,10 +94,7 @@ def adapt_run(
 ) -> Classifier:  # fmt: skip
     """Adapt a run of classification to the classes in a folder, each a folder of examples.
 
-    steps : inner steps; as many as the recipe takes at test unless given, but none from prototypes that the net was
-        not trained with: on validation classes its rate, made for the trained head, then made answers worse
-    head : where the head starts: "trained" needs as many classes as in training, "prototypes" and "zero" take any;
-        "auto" takes the trained one, or prototypes for another number of classes
+    steps, head : inner steps, and where the head starts, see `fewstep.heads`
     normalisation : by the default no answer depends on what else is asked; "batch" is the paper's, by all files asked
     """
     config, recipe = recipe_of(run := Run(path))
@@ -119,9 +113,9 @@ def adapt_run(
     y = torch.tensor([owner for place, owner in enumerate(owners) if place not in left_out])
     if empty := [name for number, name in enumerate(folders) if number not in y]:
         raise InputError(f"the class {support / empty[0]} has no readable picture; add some or delete it")
-    head = _start(learner, head, recipe.ways, len(folders))
+    head = start_head(learner, head, recipe.ways, len(folders))
     if steps is None:
-        steps = 0 if head == "prototypes" else recipe.test_steps
+        steps = steps_from(head, recipe.test_steps)
     device = next(learner.parameters()).device
     try:
         model = learner.adapt((images.to(device).float() / 255, y.to(device)), steps)
@@ -147,25 +141,6 @@ def adapt_run(
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers, the statistics too, which are not part of a `state_dict`."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def _start(learner: Learner, head: Head, trained: int, ways: int) -> Head:
-    """Set where the learner's head starts; returns what was chosen."""
-    start: object = learner.start
-    if isinstance(start, HeadStart) and head in ("auto", "trained"):
-        return "trained"  # the method's own start, which takes any number of classes
-    if start is not None and not isinstance(start, HeadStart) and ways != trained:
-        raise InputError(f"this method was trained for {trained} classes and takes no other number; {ways} came")
-    if head == "auto":
-        head = "trained" if ways == trained else "prototypes"
-    if head == "trained" and ways != trained:
-        raise InputError(
-            f"the head was trained for {trained} classes, but {ways} came; take --head prototypes or --head zero"
-        )
-    if head != "trained":
-        learner.start = Prototypes(learner.model) if head == "prototypes" else ZeroHead(learner.model)
-        learner.engine = Engine()
-    return head
 
 
 def _set_rows(model: nn.Module, classes: int) -> None:

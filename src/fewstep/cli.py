@@ -23,6 +23,7 @@ import fewstep
 from fewstep.algorithms import __all__ as algorithms
 from fewstep.classifier import Classifier, adapt_run
 from fewstep.commands import train_run
+from fewstep.comparison import compare_runs
 from fewstep.data import DATASETS
 from fewstep.data.places import expanded
 from fewstep.distributed import check_processes, is_first, joined, ranks
@@ -30,7 +31,7 @@ from fewstep.errors import FewstepError, InputError
 from fewstep.export import export
 from fewstep.film import film_run
 from fewstep.footprint import keep_freed_memory
-from fewstep.judge import compare_runs, evaluate_all, evaluate_run
+from fewstep.judge import asked_for, evaluate_all, evaluate_run, file_of
 from fewstep.launch import launch
 from fewstep.options import (
     AdaptOptions,
@@ -150,18 +151,19 @@ def _train_options(name: str, arguments: list[str]) -> tuple[Recipe, Path, int]:
 
 def _evaluate(arguments: list[str]) -> None:
     options = _parsed(EvaluateOptions, "fewstep evaluate", arguments)
+    asked = asked_for(options.ways, options.shots, options.queries, options.steps)
     console = Console()
     if options.all_protocols:
         if options.normalisation or options.first_only:
             raise InputError("--all-protocols says by itself how to judge; leave out --normalisation and --first-only")
-        console.print(protocols_table(evaluate_all(options.run, options.weights, options.episodes)))
-        print(options.run / "protocols.json")
+        console.print(protocols_table(evaluate_all(options.run, options.weights, options.episodes, asked)))
+        print(options.run / file_of("protocols", asked))
         return
     evaluation = evaluate_run(options.run, options.weights, options.baselines, options.episodes, options.normalisation,
-                              options.first_only)  # fmt: skip
+                              options.first_only, asked)  # fmt: skip
     for protocol in (evaluation, *evaluation["other_protocols"]):
         console.print(table({**evaluation, **protocol}))
-    print(options.run / "evaluation.json")
+    print(options.run / file_of("evaluation", asked))
 
 
 def _compare(arguments: list[str]) -> None:

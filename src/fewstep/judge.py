@@ -1,20 +1,15 @@
-"""What `fewstep evaluate` and `fewstep compare` do: runs under the protocols of their recipe."""
+"""What `fewstep evaluate` does: a run under the protocols of its recipe."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from fewstep.baselines import Baseline, Contender, contend
 from fewstep.calibrate import calibrate
@@ -22,34 +17,35 @@ from fewstep.commands import judging_engine, recipe_of
 from fewstep.data.episodes import Episodes
 from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation
+from fewstep.heads import Head, start_head, steps_from
 from fewstep.learner import Learner
 from fewstep.normalisation import MEANINGS, Policy
 from fewstep.progress import narrate
 from fewstep.protocol import Protocol
 from fewstep.recipes import Recipe
 from fewstep.run import Run, checkpoint_name
-from fewstep.tables import shown, words
-from fewstep.task import Task
+from fewstep.tables import shown
 
 
 def evaluate_run(
     path: Path, weights: str = "best", baselines: bool = True, episodes: int | None = None,
-    normalisation: Policy | None = None, first_only: bool = False,
+    normalisation: Policy | None = None, first_only: bool = False, asked: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Judge a run under the protocols of its recipe, beside the baselines, and write evaluation.json.
 
     normalisation : by which statistics batch norm goes, in the learner and in the baselines; by default as the
         protocols say
     first_only : of all test protocols only the first, the paper's own
+    asked : other test tasks, and other steps, than the recipe's, see `asked_for`; they name the file
     """
-    judged = _Judged.of(path, weights, episodes)
+    judged = JudgedRun.of(path, weights, episodes, asked)
     recipe, started = judged.recipe, time.monotonic()
-    protocols = recipe.protocols()[: 1 if first_only else None]
+    protocols = [judged.told(protocol) for protocol in recipe.protocols()[: 1 if first_only else None]]
     if normalisation is not None:
         protocols = _under(normalisation, protocols)
     policy = protocols[0].normalisation
     learner = judged.learners(policy, 1)
-    contenders = contenders_of(recipe, judged.run, policy) if baselines else []
+    contenders = contenders_of(recipe, judged.run, policy) if baselines and judged.head is None else []
     results = []
     for place, protocol in enumerate(protocols):
         entry = protocol.judge(learner, recipe.metric, _looked_at(protocol, place)).to_json()
@@ -62,8 +58,25 @@ def evaluate_run(
         results.append({"name": protocol.name, **entry})
     content = {**judged.about, **results[0], "seconds": round(time.monotonic() - started, 1),
                "other_protocols": results[1:]}  # fmt: skip
-    judged.run.write_json("evaluation.json", content)
+    judged.run.write_json(file_of("evaluation", asked), content)
     return content
+
+
+def asked_for(ways: int | None, shots: int | None, queries: int | None, steps: int | None) -> dict[str, int]:
+    """The fields of a recipe of classification that decide on test tasks and steps, those of them that are given."""
+    fields = {"ways": ways, "shots": shots, "test_queries": queries, "test_steps": steps}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def file_of(kind: str, asked: Mapping[str, int] | None) -> str:
+    """The name of a file of results.
+
+    >>> file_of("evaluation", {}), file_of("evaluation", {"ways": 10, "test_steps": 3})
+    ('evaluation.json', 'evaluation-ways-10-steps-3.json')
+    """
+    return (
+        "-".join([kind, *(f"{name.removeprefix('test_')}-{value}" for name, value in (asked or {}).items())]) + ".json"
+    )
 
 
 def _looked_at(protocol: Protocol, place: int) -> list[int] | None:
@@ -73,14 +86,15 @@ def _looked_at(protocol: Protocol, place: int) -> list[int] | None:
     return None if few else shown(range(protocol.steps + 1))
 
 
-def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None) -> dict[str, Any]:
+def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None,
+                 asked: Mapping[str, int] | None = None) -> dict[str, Any]:  # fmt: skip
     """Judge a run, without its baselines, under every protocol that people use, and write protocols.json.
 
-    episodes : the most to take under any of them
+    episodes : the most to take under any of them;  asked : as in `evaluate_run`
     Each distinct way of judging runs once; fewer episodes are the first ones of more.
     """
-    judged = _Judged.of(path, weights, None)
-    protocols = judged.recipe.all_protocols(episodes)
+    judged = JudgedRun.of(path, weights, None, asked)
+    protocols = [judged.told(protocol) for protocol in judged.recipe.all_protocols(episodes)]
     found: dict[Any, Evaluation] = {}
     entries = {}
     for place, protocol in sorted(enumerate(protocols), key=lambda pair: -pair[1].episodes):
@@ -98,96 +112,51 @@ def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None)
             found[way] = protocol.judge(learners, judged.recipe.metric, at=sorted({0, protocol.steps}))
         entries[place] = {"name": protocol.name, **found[way].first(protocol.episodes).to_json()}
     content = {**judged.about, "protocols": [entries[place] for place in sorted(entries)]}
-    judged.run.write_json("protocols.json", content)
+    judged.run.write_json(file_of("protocols", asked), content)
     return content
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Two runs on the same tasks: first minus second, half its 95 % interval, and the chance of one as large by luck.
-
-    p : two-sided, of the mean of the paired differences, which is nearly normal for this many episodes
-    """
-
-    mean: float
-    ci95: float
-    p: float
-
-    @classmethod
-    def of(cls, first: Tensor, second: Tensor) -> Difference:
-        """From the metric [episodes] of each.
-
-        >>> import torch
-        >>> Difference.of(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0, 1.0])).mean
-        1.0
-        """
-        pairs = (first - second).double()
-        error = float(pairs.std()) / math.sqrt(len(pairs))
-        mean = float(pairs.mean())
-        p = math.erfc(abs(mean) / error / math.sqrt(2)) if error else float(mean == 0)
-        return cls(mean, 1.96 * error, p)
-
-
-def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int | None = None) -> list[dict[str, Any]]:
-    """Two runs on the same episodes, under the protocols that their recipes share. Nothing is written.
-
-    Raises `InputError` where they were made for different tasks, or where some tasks failed.
-    """
-    runs = [_Judged.of(path, weights, episodes) for path in (first, second)]
-    ways = [run.recipe.protocols() for run in runs]
-    found = []
-    for one, other in zip(*ways, strict=False):
-        worlds = [
-            [protocol.about.get(key) for key in ("world", "horizon", "trajectories")] for protocol in (one, other)
-        ]
-        if one.episodes != other.episodes:
-            counts = f"{one.episodes} test tasks, and {second} on {other.episodes}"
-            raise InputError(f"{first} is judged on {counts}; say on how many both: --episodes")
-        if worlds[0] != worlds[1] or not _same(one.tasks[0], other.tasks[0]):
-            raise InputError(
-                f"{first} is judged on {one.name} ({', '.join(words(one.about))}), {second} on {other.name} "
-                f"({', '.join(words(other.about))}), or their data differ; only runs on the same test tasks can be "
-                "compared"
-            )
-        results = []
-        for run, protocol in zip(runs, (one, other), strict=True):
-            steps = protocol.steps
-            results.append(protocol.judge(run.learners(protocol.normalisation, 1), run.recipe.metric, at=[steps]))
-            if failed := protocol.episodes - results[-1].episodes:  # the others would be paired with wrong tasks
-                raise InputError(
-                    f"{failed} of {protocol.episodes} test tasks failed in {run.run.path}, and were left out; runs can "
-                    "only be compared where none fails: mend the environment, or end such trajectories"
-                )
-        values = [result.values[-1] for result in results if result.values is not None]
-        found.append({"name": one.name, "metric": results[0].metric, "episodes": one.episodes,
-                      "protocol": results[0].protocol, "results": [result.last for result in results],
-                      "difference": Difference.of(*values)})  # fmt: skip
-    return found
-
-
-def _same(one: Task, other: Task) -> bool:
-    """Whether the tasks are equal."""
-    pairs = zip(tree_leaves(one), tree_leaves(other), strict=False)
-    return all(a.shape == b.shape and torch.equal(a.cpu(), b.cpu()) for a, b in pairs)
-
-
-@dataclass(frozen=True)
-class _Judged:
+class JudgedRun:
     """A run whose weights are to be judged."""
 
     run: Run
     name: str
+    trained: Recipe
     recipe: Recipe
+    """The same, for the test tasks that were asked for."""
     weights: str
     file: str
     """Of the weights."""
+    head: Head | None = None
+    """Where the head starts, for another number of classes than in training."""
+    steps: int | None = None
+    """Inner steps, where not the recipe's."""
 
     @classmethod
-    def of(cls, path: Path, weights: str, episodes: int | None) -> _Judged:
-        name, recipe = recipe_of(run := Run(path))
+    def of(cls, path: Path, weights: str, episodes: int | None, asked: Mapping[str, int] | None = None) -> JudgedRun:
+        name, trained = recipe_of(run := Run(path))
+        changes: dict[str, Any] = dict(asked or {})
+        head, steps = None, changes.pop("test_steps", None)
+        if without := [field for field in changes if not hasattr(trained, field)]:
+            option = without[0].removeprefix("test_")
+            raise InputError(f"{path} is a run of {name}, whose tasks have no {option}; leave out --{option}")
+        if changes.get("ways", ways := getattr(trained, "ways", 0)) != ways:
+            head = start_head(trained.learner(), "auto", ways, changes["ways"])
+            steps = steps_from(head, trained.test_steps) if steps is None else steps
+        if steps is not None:
+            if steps < 0:
+                raise InputError(f"--steps must be at least 0, but {steps} came")
+            changes["test_steps"] = max(steps, 1)  # of baselines; without steps these would answer by chance
         if episodes is not None:
-            recipe = dataclasses.replace(recipe, test_episodes=episodes)
-        return cls(run, name, recipe, weights, run.weights_file(weights))
+            changes["test_episodes"] = episodes
+        recipe = dataclasses.replace(trained, **changes)
+        return cls(run, name, trained, recipe, weights, run.weights_file(weights), head, steps)
+
+    def told(self, protocol: Protocol) -> Protocol:
+        """The protocol, with the steps that were asked for, and where the head starts if not as in training."""
+        about = protocol.about if self.head in (None, "trained") else {**protocol.about, "head": self.head}
+        return dataclasses.replace(protocol, about=about, steps=protocol.steps if self.steps is None else self.steps)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -210,8 +179,10 @@ class _Judged:
             names = self.checkpoints(count)
         found = []
         for name in names:
-            learner = self.recipe.learner()
+            learner = self.trained.learner()
             self.run.restore(name, learner)
+            if self.head is not None:
+                start_head(learner, self.head, *[getattr(recipe, "ways", 0) for recipe in (self.trained, self.recipe)])
             _prepare(policy, partial(self.recipe.episodes, "train"), self.recipe.test_steps, learner)
             learner.engine = judging_engine(self.recipe, self.run)
             found.append(learner)

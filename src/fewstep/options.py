@@ -21,6 +21,15 @@ class EvaluateOptions:
     """Also train (once) and judge the baselines."""
     episodes: int | None = None
     """Test tasks; None takes as many as the recipe says."""
+    ways: int | None = None
+    """Classes of a test task. Another number than in training needs a head that takes it, see `fewstep adapt --head`:
+    prototypes, without inner steps unless --steps says how many, or the method's own; baselines take none."""
+    shots: int | None = None
+    """Support examples of each class at test; None takes as many as the recipe, as do the next two."""
+    queries: int | None = None
+    """Query examples of each class at test."""
+    steps: int | None = None
+    """Inner steps at test. With one of these four the result goes to a file that is named by them."""
     first_only: bool = False
     """Of the recipe's test protocols only the first: the paper's own."""
     all_protocols: bool = False
