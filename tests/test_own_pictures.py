@@ -165,7 +165,8 @@ def test_other_test_tasks_than_in_training(world: Path, tmp_path: Path, capsys: 
     main(["evaluate", str(run), "--ways", "4", "--first-only"])
     found = json.loads((run / "evaluation-ways-4.json").read_text())
     assert (found["protocol"]["ways"], found["protocol"]["head"], len(found["by_step"])) == (4, "prototypes", 1)
-    assert [*found["baselines"]] == ["the same net without adaptation"]
+    about = found["protocol"]
+    assert (about["trained_on_ways"], about["inner_lr"], found["baselines"]) == (3, None, {})
     (judged,) = found["by_step"]
     assert judged["mean"] > 0.35, "prototypes of features tell the classes apart"
     main(["evaluate", str(run), "--ways", "4", "--steps", "2", "--all-protocols", "--episodes", "4"])
@@ -174,9 +175,25 @@ def test_other_test_tasks_than_in_training(world: Path, tmp_path: Path, capsys: 
     assert "test: 5 ways asked of 4 classes" in fails(capsys, "evaluate", str(run), "--ways", "5")
     assert "--steps must be at least 0, but -1 came" in fails(capsys, "evaluate", str(run), "--steps", "-1")
     assert "test: 0 ways" in fails(capsys, "evaluate", str(run), "--ways", "0")
-    assert "is a run of sinusoid, whose tasks have no ways; leave out --ways" in fails(
-        capsys, "evaluate", _sinusoid(tmp_path), "--ways", "5"
+    told = fails(capsys, "evaluate", str(run), "--all-protocols", "--queries", "2")
+    assert "leave out --normalisation, --first-only and --queries" in told
+    assert "is a run of sinusoid, not of classification; leave out --shots" in fails(
+        capsys, "evaluate", _sinusoid(tmp_path), "--shots", "5"
     )
+
+
+def test_other_steps_change_no_baseline(tmp_path: Path) -> None:
+    run = _sinusoid(tmp_path, "--no-ablations", "--pretrain-iterations", "2", "--test-episodes", "4")
+    main(["evaluate", run, "--first-only"])
+    files = {path: path.read_bytes() for path in sorted((Path(run) / "baselines").glob("*.*"))}
+    assert files
+    main(["evaluate", run, "--first-only", "--steps", "3"])
+    assert all(path.read_bytes() == before for path, before in files.items()), "they are not trained anew"
+    found = json.loads((Path(run) / "evaluation-steps-3.json").read_text())
+    (pretrained,) = (line for name, line in found["baselines"].items() if "pre-trained" in name)
+    assert [point["step"] for point in pretrained["by_step"]] == [0, 1, 2, 3]
+    main(["evaluate", run, "--first-only", "--steps", "0"])
+    assert json.loads((Path(run) / "evaluation-steps-0.json").read_text())["baselines"] == {}
 
 
 def test_a_residual_net_warmed_up_on_augmented_pictures(world: Path, tmp_path: Path) -> None:
@@ -230,6 +247,11 @@ def test_methods_with_a_start_of_their_own_and_those_that_take_no_other_ways(
     assert "meta_sgd cannot adapt to 4 classes by 2 steps" in fails(
         capsys, "adapt", str(tmp_path / "meta_sgd"), *support, "--head", "zero"
     )
+    asked = ("--ways", "4", "--steps", "2")
+    assert "meta_sgd cannot adapt to 4 classes by 2 steps" in fails(
+        capsys, "evaluate", str(tmp_path / "meta_sgd"), *asked
+    )
+    main(["evaluate", str(tmp_path / "meta_sgd"), "--ways", "4", "--normalisation", "running"])
     assert adapt_run(tmp_path / "meta_sgd", world / "support4").about["steps"] == 0
 
 
@@ -326,7 +348,7 @@ def test_the_users_own_folder(
     assert "write the folder in full" in fails(capsys, "train", "image-folder", "--data=~nobody-here/x")
 
 
-def _sinusoid(tmp_path: Path) -> str:
-    main(["train", "sinusoid", "--iterations", "2", "--no-plan", "--validation-episodes", "2", "--out",
+def _sinusoid(tmp_path: Path, *options: str) -> str:
+    main(["train", "sinusoid", "--iterations", "2", "--no-plan", "--validation-episodes", "2", *options, "--out",
           str(tmp_path / "sinusoid")])  # fmt: skip
     return str(tmp_path / "sinusoid")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.baselines import pretrain_on_classes
+from fewstep.errors import InputError
 from fewstep.run import Run
 
 
@@ -58,3 +59,25 @@ def test_other_settings_start_anew(options: dict[str, Any], tmp_path: Path) -> N
     other = Counted()
     assert same(train(other, Run(tmp_path), **options), train(Counted(), **options))
     assert other.batches == options.get("iterations", 7)
+
+
+def test_other_pictures_or_another_net_start_anew(tmp_path: Path) -> None:
+    run, images = Run(tmp_path), torch.zeros(3, 5, 1, 4, 4, dtype=torch.uint8)
+    train(Counted(), run)
+    found = []
+    for place in (run, None):
+        model = Counted()
+        pretrain_on_classes(model, images, iterations=7, seed=0, batch=4, run=place)
+        found.append(model)
+    assert same(*found)
+    wider = Counted()
+    wider.net[1], wider.net[2] = nn.Linear(16, 4), nn.BatchNorm1d(4)
+    train(wider, run)
+    assert wider.batches == 7
+
+
+def test_the_folder_of_another_training_is_left_alone(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.save_state({"step": 3, "learner": {}})
+    with pytest.raises(InputError, match="holds the checkpoint of another kind of training; give another folder"):
+        train(Counted(), run)

@@ -514,6 +514,7 @@ def test_compiled_pieces_give_the_same_step(inner: Any) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", FallbackWarning)
             TRPO(explorer_of(learner), TrustRegion(delta=0.02, damping=0.1, stride=3, inner_stride=3))(tasks_of(4))
+        assert bool(learner.runner._compiled) == (engine.compile == "pieces")
         found.append(flat(learner.parameters()).detach() - before)
     assert found[0].norm() > 0
     assert relative_error(found[1], found[0]) < 1e-9

@@ -15,7 +15,7 @@ from fewstep.data.decode import Form, decoded_now
 from fewstep.data.files import Picture
 from fewstep.data.layouts import class_folders
 from fewstep.errors import InputError
-from fewstep.heads import Head, start_head, steps_from
+from fewstep.heads import Head, other_ways, start_head, steps_from
 from fewstep.normalisation import Settled, Statistics
 from fewstep.patterns import linear_head
 from fewstep.recipes.classification import ClassificationRecipe
@@ -117,15 +117,8 @@ def adapt_run(
     if steps is None:
         steps = steps_from(head, recipe.test_steps)
     device = next(learner.parameters()).device
-    try:
+    with other_ways(recipe.algorithm, recipe.ways, len(folders), steps):
         model = learner.adapt((images.to(device).float() / 255, y.to(device)), steps)
-    except InputError as error:
-        if len(folders) == recipe.ways:
-            raise
-        raise InputError(
-            f"{recipe.algorithm} cannot adapt to {len(folders)} classes by {steps} steps where it was trained for "
-            f"{recipe.ways} ({error}); take --head prototypes --steps 0, or train with --ways {len(folders)}"
-        ) from error
     about = {
         "run": str(path.absolute()),
         "config": run.read_json("config.json"),

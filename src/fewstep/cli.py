@@ -154,8 +154,9 @@ def _evaluate(arguments: list[str]) -> None:
     asked = asked_for(options.ways, options.shots, options.queries, options.steps)
     console = Console()
     if options.all_protocols:
-        if options.normalisation or options.first_only:
-            raise InputError("--all-protocols says by itself how to judge; leave out --normalisation and --first-only")
+        if options.normalisation or options.first_only or options.queries is not None:
+            without = "leave out --normalisation, --first-only and --queries"
+            raise InputError(f"--all-protocols says by itself how to judge; {without}")
         console.print(protocols_table(evaluate_all(options.run, options.weights, options.episodes, asked)))
         print(options.run / file_of("protocols", asked))
         return

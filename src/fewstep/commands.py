@@ -137,6 +137,8 @@ def _check_same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) ->
     scheduled = {"iterations", "first_order_iterations"}  # a schedule depends on them
     free = FREE_FIELDS - (scheduled if now["schedule"] != "constant" else set())
     known = {**_plain(RECIPES[now["recipe"]]), **before}  # a run of before a field came has its default
+    if not now["plan"]:  # nobody chooses then
+        known, now = ({**config, "compile": config["compile"] or "no"} for config in (known, now))
     different = [
         f"{key} {known[key]!r} (now {value!r})" for key, value in now.items() if known[key] != value and key not in free
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from fewstep.engine import Engine
@@ -33,6 +35,20 @@ def start_head(learner: Learner, head: Head, trained: int, ways: int) -> Head:
         learner.start = Prototypes(learner.model) if head == "prototypes" else ZeroHead(learner.model)
         learner.engine = Engine()
     return head
+
+
+@contextmanager
+def other_ways(method: str, trained: int, ways: int, steps: int) -> Iterator[None]:
+    """Say what to do where a method cannot adapt to another number of classes than in training."""
+    try:
+        yield
+    except InputError as error:
+        if ways == trained:
+            raise
+        raise InputError(
+            f"{method} cannot adapt to {ways} classes by {steps} steps where it was trained for {trained} ({error}); "
+            f"take prototypes and --steps 0, if that is not what failed, or train with --ways {ways}"
+        ) from error
 
 
 def steps_from(head: Head, at_test: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -17,12 +17,13 @@ from fewstep.commands import judging_engine, recipe_of
 from fewstep.data.episodes import Episodes
 from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation
-from fewstep.heads import Head, start_head, steps_from
+from fewstep.heads import Head, other_ways, start_head, steps_from
 from fewstep.learner import Learner
 from fewstep.normalisation import MEANINGS, Policy
 from fewstep.progress import narrate
 from fewstep.protocol import Protocol
 from fewstep.recipes import Recipe
+from fewstep.recipes.classification import ClassificationRecipe
 from fewstep.run import Run, checkpoint_name
 from fewstep.tables import shown
 
@@ -45,14 +46,17 @@ def evaluate_run(
         protocols = _under(normalisation, protocols)
     policy = protocols[0].normalisation
     learner = judged.learners(policy, 1)
-    contenders = contenders_of(recipe, judged.run, policy) if baselines and judged.head is None else []
+    # What others are trained for is what the run was, whatever is asked; without steps they answer by chance.
+    compared = baselines and judged.head is None and protocols[0].steps > 0
+    contenders = contenders_of(judged.trained, judged.run, policy) if compared else []
     results = []
     for place, protocol in enumerate(protocols):
-        entry = protocol.judge(learner, recipe.metric, _looked_at(protocol, place)).to_json()
+        entry = judged.judge(protocol, learner, _looked_at(protocol, place)).to_json()
         unadapted = {**entry, "by_step": entry["by_step"][:1]}
-        entry["baselines"] = {"the same net without adaptation": unadapted}
+        entry["baselines"] = {"the same net without adaptation": unadapted} if protocol.steps else {}
         for c in contenders:
-            own = dataclasses.replace(protocol, steps=c.baseline.steps, about=c.told(protocol.about))
+            steps = protocol.steps if c.baseline.steps else 0
+            own = dataclasses.replace(protocol, steps=steps, about=c.told(protocol.about))
             judgement = own.judge([c.learner], recipe.metric, _looked_at(own, place), c.baseline.view).to_json()
             entry["baselines"][c.baseline.name] = {**judgement, **c.about}
         results.append({"name": protocol.name, **entry})
@@ -109,7 +113,7 @@ def evaluate_all(path: Path, weights: str = "best", episodes: int | None = None,
         if way not in found:
             narrate(f"{protocol.name}, {protocol.episodes:,} episodes")
             learners = judged.learners(protocol.normalisation, protocol.checkpoints)
-            found[way] = protocol.judge(learners, judged.recipe.metric, at=sorted({0, protocol.steps}))
+            found[way] = judged.judge(protocol, learners, sorted({0, protocol.steps}))
         entries[place] = {"name": protocol.name, **found[way].first(protocol.episodes).to_json()}
     content = {**judged.about, "protocols": [entries[place] for place in sorted(entries)]}
     judged.run.write_json(file_of("protocols", asked), content)
@@ -136,27 +140,39 @@ class JudgedRun:
     @classmethod
     def of(cls, path: Path, weights: str, episodes: int | None, asked: Mapping[str, int] | None = None) -> JudgedRun:
         name, trained = recipe_of(run := Run(path))
-        changes: dict[str, Any] = dict(asked or {})
-        head, steps = None, changes.pop("test_steps", None)
-        if without := [field for field in changes if not hasattr(trained, field)]:
-            option = without[0].removeprefix("test_")
-            raise InputError(f"{path} is a run of {name}, whose tasks have no {option}; leave out --{option}")
-        if changes.get("ways", ways := getattr(trained, "ways", 0)) != ways:
-            head = start_head(trained.learner(), "auto", ways, changes["ways"])
-            steps = steps_from(head, trained.test_steps) if steps is None else steps
-        if steps is not None:
-            if steps < 0:
-                raise InputError(f"--steps must be at least 0, but {steps} came")
-            changes["test_steps"] = max(steps, 1)  # of baselines; without steps these would answer by chance
         if episodes is not None:
-            changes["test_episodes"] = episodes
-        recipe = dataclasses.replace(trained, **changes)
+            trained = dataclasses.replace(trained, test_episodes=episodes)
+        changes: dict[str, Any] = dict(asked or {})
+        recipe, head, steps = trained, None, changes.pop("test_steps", None)
+        if steps is not None and steps < 0:
+            raise InputError(f"--steps must be at least 0, but {steps} came")
+        if changes:
+            if not isinstance(trained, ClassificationRecipe):
+                options = ", ".join(f"--{field.removeprefix('test_')}" for field in changes)
+                raise InputError(f"{path} is a run of {name}, not of classification; leave out {options}")
+            recipe = dataclasses.replace(trained, **changes)
+            if recipe.ways != trained.ways:
+                head = start_head(trained.learner(), "auto", trained.ways, recipe.ways)
+                steps = steps_from(head, trained.test_steps) if steps is None else steps
         return cls(run, name, trained, recipe, weights, run.weights_file(weights), head, steps)
 
     def told(self, protocol: Protocol) -> Protocol:
-        """The protocol, with the steps that were asked for, and where the head starts if not as in training."""
-        about = protocol.about if self.head in (None, "trained") else {**protocol.about, "head": self.head}
-        return dataclasses.replace(protocol, about=about, steps=protocol.steps if self.steps is None else self.steps)
+        """The protocol with the steps that were asked for, and with what differs from training."""
+        about = dict(protocol.about)
+        for field in ("ways", "shots"):
+            if (before := getattr(self.trained, field, None)) != getattr(self.recipe, field, None):
+                about[f"trained_on_{field}"] = before
+        if self.head not in (None, "trained"):
+            about["head"] = self.head
+        if self.steps is None:
+            return dataclasses.replace(protocol, about=about)
+        return dataclasses.replace(protocol, about=about | ({} if self.steps else {"inner_lr": None}), steps=self.steps)
+
+    def judge(self, protocol: Protocol, learners: Sequence[Learner], at: Collection[int] | None) -> Evaluation:
+        """Judge the learners under a protocol; `InputError` with what to do where they take no other ways."""
+        trained, ways = (getattr(recipe, "ways", 0) for recipe in (self.trained, self.recipe))
+        with other_ways(self.trained.algorithm, trained, ways, protocol.steps):
+            return protocol.judge(learners, self.recipe.metric, at)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -183,7 +199,8 @@ class JudgedRun:
             self.run.restore(name, learner)
             if self.head is not None:
                 start_head(learner, self.head, *[getattr(recipe, "ways", 0) for recipe in (self.trained, self.recipe)])
-            _prepare(policy, partial(self.recipe.episodes, "train"), self.recipe.test_steps, learner)
+            steps = self.recipe.test_steps if self.steps is None else self.steps
+            _prepare(policy, partial(self.recipe.episodes, "train"), steps, learner)
             learner.engine = judging_engine(self.recipe, self.run)
             found.append(learner)
         return found

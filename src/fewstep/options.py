@@ -23,11 +23,11 @@ class EvaluateOptions:
     """Test tasks; None takes as many as the recipe says."""
     ways: int | None = None
     """Classes of a test task. Another number than in training needs a head that takes it, see `fewstep adapt --head`:
-    prototypes, without inner steps unless --steps says how many, or the method's own; baselines take none."""
+    prototypes, without inner steps unless --steps says how many, or the method's own; there are no baselines then."""
     shots: int | None = None
-    """Support examples of each class at test; None takes as many as the recipe, as do the next two."""
+    """Support examples of each class at test."""
     queries: int | None = None
-    """Query examples of each class at test."""
+    """Query examples of each class at test, in the first protocol."""
     steps: int | None = None
     """Inner steps at test. With one of these four the result goes to a file that is named by them."""
     first_only: bool = False

@@ -15,7 +15,7 @@ Json = dict[str, Any]
 LABELS = {"accuracy": "accuracy in %", "mse": "mean squared error"}
 WORDS = {"ways": "{}-way", "shots": "{}-shot", "normalisation": "{}", "loss": "{}", "inner_lr": "inner rate {}",
          "queries_per_class": "queries per class: {}", "queries": "{} queries per task",
-         "trained_on_shots": "trained on {} shots"}  # fmt: skip
+         "trained_on_shots": "trained on {} shots", "trained_on_ways": "trained on {} ways"}  # fmt: skip
 
 
 def table(evaluation: Mapping[str, Any]) -> Table:
@@ -37,14 +37,15 @@ def protocols_table(content: Mapping[str, Any]) -> Table:
     result = Table(title=Text(f"{content['recipe']}: {label(entries[0]['metric'])}"),
                    caption=Text(", ".join([*words(shared), "mean ± 95 % interval", about])))  # fmt: skip
     first, last = (entries[0]["by_step"][place]["step"] for place in (0, -1))
-    for name in ("protocol", "episodes", f"after {first} steps", f"after {last}"):
+    ends = [f"after {first} steps", f"after {last}"][: 2 if last > first else 1]
+    for name in ("protocol", "episodes", *ends):
         result.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=name != "protocol")
     for entry in entries:
         own = {key: value for key, value in entry["protocol"].items() if key not in shared}
         (line,) = lines({**entry, "baselines": {}})
         digits = 2 if entry["metric"] == "accuracy" else 3
-        ends = [_cell(line.mean[place], line.half[place], digits) for place in (0, -1)]
-        result.add_row(Text(", ".join(words(own)) or entry["name"]), f"{entry['episodes']:,}", *ends)
+        cells = [_cell(line.mean[place], line.half[place], digits) for place in (0, -1)][: len(ends)]
+        result.add_row(Text(", ".join(words(own)) or entry["name"]), f"{entry['episodes']:,}", *cells)
     return result
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from fewstep.data.augment import Augment
 from fewstep.data.episodes import Episodes, numbered_generator, rotate_quarters
 from fewstep.data.table import ImageTable
+from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.progress import progress
 from fewstep.run import Run
@@ -55,12 +56,17 @@ def pretrain_on_classes(
     model : [batch, ...] -> [batch, classes]
     rotate : turn each picture by a random number of quarters, as the episodes do with classes
     augment : changes each picture
-    run : keeps in its folder, each `save_every` iterations, from where the same training goes on to the same result
+    run : a folder of its own, where it is kept each `save_every` iterations from what the same training goes on to the
+        same result; `InputError` where the checkpoint of `fewstep.train` is there
     """
     table = ImageTable.of(images)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     model.train()
-    settings = {"seed": seed, "rotate": rotate, "augment": repr(augment), "batch": batch, "lr": lr}
+    first = table.pick(torch.arange(len(table)), torch.zeros(len(table), dtype=torch.int64))
+    pictures = [len(table), int(table.counts.sum()), int(first.long().sum())]
+    net = [tuple(value.shape) for value in model.state_dict().values()]
+    settings = {"seed": seed, "rotate": rotate, "augment": repr(augment), "batch": batch, "lr": lr,
+                "pictures": pictures, "net": net}  # fmt: skip
     done, seconds = _resume(model, optimizer, run, settings, iterations) if run else (0, 0.0)
     started = time.monotonic() - seconds
     with progress(iterations, done=done) if run else nullcontext(lambda event: None) as report:
@@ -78,8 +84,8 @@ def pretrain_on_classes(
             optimizer.step()
             if run and (step + 1) % save_every == 0:
                 where = {"step": step + 1, "seconds": round(time.monotonic() - started, 2)}
-                weights, moments = model.state_dict(), optimizer.state_dict()
-                run.save_state({**where, "model": weights, "optimizer": moments, "settings": settings})
+                run.save_state({**where, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                                "random": torch.get_rng_state(), "settings": settings})  # fmt: skip
                 report({**where, "loss": loss.item()})
 
 
@@ -87,8 +93,11 @@ def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, run: Run, settin
             most: int) -> tuple[int, float]:  # fmt: skip
     """Set all to where a training with the same settings stood: after so many iterations and seconds."""
     state = run.load_state()
+    if state is not None and "settings" not in state:
+        raise InputError(f"{run.path} holds the checkpoint of another kind of training; give another folder")
     if state is None or state["settings"] != settings or state["step"] > most:
         return 0, 0.0
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
     return state["step"], state["seconds"]

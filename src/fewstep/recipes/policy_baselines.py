@@ -73,7 +73,8 @@ def _pretrain(recipe: PolicyRecipe, world: Environment, model: nn.Module, run: R
 
 def _remember(recipe: PolicyRecipe, trials: Trials, model: nn.Module, run: Run) -> dict[str, Any]:
     """Proximal policy optimisation along whole trials, with about as many environment steps as an iteration takes."""
-    learner = Learner(model, Clipped(), SGD(recipe.inner_lr), steps=0, engine=recipe.engine, stream=True)
+    engine = replace(recipe.engine, compile="no")  # a trace would have each of thousands of steps in it
+    learner = Learner(model, Clipped(), SGD(recipe.inner_lr), steps=0, engine=engine, stream=True)
     count = max(2, recipe.trajectories * (recipe.inner_steps + 1) // trials.episodes)
     explorer = partial(recipe.explorer, learner, trials, count)
     return _still(recipe, learner, explorer, lambda own, adam: Ascent(explorer(), adam, recipe.epochs),
