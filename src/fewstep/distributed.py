@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from functools import reduce
 from hashlib import blake2b
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from fewstep.task import Task
 
 T = TypeVar("T")
 
+WAIT = timedelta(days=1)  # while the first rank alone trains a baseline; one that dies is noticed at once
 _LAUNCHER = os.getppid()
 
 
@@ -60,7 +62,8 @@ def joined() -> Iterator[None]:
     with _talking():
         store, number, count = next(rendezvous("env://"))
         store = _of_this_start(store, number, count)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", store=store, rank=number, world_size=count)
+        backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=WAIT)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
