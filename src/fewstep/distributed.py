@@ -27,7 +27,7 @@ from fewstep.task import Task
 
 T = TypeVar("T")
 
-WAIT = timedelta(days=1)  # while the first rank alone trains a baseline; one that dies is noticed at once
+WAIT = timedelta(days=1)  # while the first rank alone warms a net up (`--warm-up`); one that dies is noticed at once
 _LAUNCHER = os.getppid()
 
 
