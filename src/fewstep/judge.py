@@ -170,9 +170,13 @@ class JudgedRun:
 
     def judge(self, protocol: Protocol, learners: Sequence[Learner], at: Collection[int] | None) -> Evaluation:
         """Judge the learners under a protocol; `InputError` with what to do where they take no other ways."""
-        trained, ways = (getattr(recipe, "ways", 0) for recipe in (self.trained, self.recipe))
-        with other_ways(self.trained.algorithm, trained, ways, protocol.steps):
+        with other_ways(self.trained.algorithm, *self.ways, protocol.steps):
             return protocol.judge(learners, self.recipe.metric, at)
+
+    @property
+    def ways(self) -> tuple[int, int]:
+        """Classes of a task in training and at test; 0 where tasks have none."""
+        return getattr(self.trained, "ways", 0), getattr(self.recipe, "ways", 0)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -198,7 +202,7 @@ class JudgedRun:
             learner = self.trained.learner()
             self.run.restore(name, learner)
             if self.head is not None:
-                start_head(learner, self.head, *[getattr(recipe, "ways", 0) for recipe in (self.trained, self.recipe)])
+                start_head(learner, self.head, *self.ways)
             steps = self.recipe.test_steps if self.steps is None else self.steps
             _prepare(policy, partial(self.recipe.episodes, "train"), steps, learner)
             learner.engine = judging_engine(self.recipe, self.run)
