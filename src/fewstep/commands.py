@@ -14,6 +14,7 @@ from fewstep.distributed import check_processes, from_first, processes_here, sha
 from fewstep.engine import Engine
 from fewstep.errors import InputError
 from fewstep.learner import Learner
+from fewstep.patterns import head_of
 from fewstep.planner import GIB, Plan, plan
 from fewstep.progress import narrate, progress
 from fewstep.recipes import RECIPES, Recipe
@@ -22,7 +23,7 @@ from fewstep.run import Run
 from fewstep.train import train
 
 ENGINE = "engine.json"
-PATHS = {"root", "data", "split_file"}
+PATHS = {"init_from", "root", "data", "split_file"}
 # Fields that may change when a run is taken up again.
 FREE_FIELDS = {
     "iterations", "device", "log_every", "test_episodes", "pretrain_iterations", "recurrent_iterations",
@@ -43,10 +44,12 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     learner, episodes, state = recipe.learner(), recipe.episodes("train"), run.load_state()
     recipe.episodes("validation"), recipe.protocols()  # what cannot be judged is not worth training
     recipe.check(learner, episodes)  # nor is what these tasks, or these processes, do not allow
+    if state is None and recipe.init_from:
+        begin_from(recipe.init_from, learner)
     run.write_json("config.json", config)
     done = state["step"] if state else 0
     narrate(f"{name}: iteration {done} of {recipe.iterations}, in {out}")
-    if state is None:
+    if state is None and not recipe.init_from:
         learner = recipe.learner(recipe.first_model(run))
     if recipe.plan and done < recipe.iterations:
         learner.engine = from_first(lambda: _planned_engine(recipe, run, learner, episodes))
@@ -55,6 +58,25 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
             learner, episodes, recipe.training(), run, validate=recipe.validate, step_of=recipe.step_of, report=report
         )
     narrate(f"trained; now: fewstep evaluate {out}")
+
+
+def begin_from(path: Path, learner: Learner) -> None:
+    """Give the learner the weights of another run; its head stays where theirs is of another number of ways.
+
+    `InputError` where another tensor of the net is missing or of another shape. What the method has learned beside the
+    net, such as rates, is taken where it fits.
+    """
+    file = path / "model.safetensors" if path.is_dir() else path
+    weights, own = Run(file.parent).load_weights(file.name), learner.state_dict()
+    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    new = [name for name in own if name not in fitting]
+    head = f"model.{head_of(learner.model)}."
+    if other := [name for name in new if name.startswith("model.") and not name.startswith(head)]:
+        there = f"of shape {list(weights[other[0]].shape)}" if other[0] in weights else "missing"
+        raise InputError(f"--init-from {file} is of another net: {other[0]!r} must be of shape "
+                         f"{list(own[other[0]].shape)}, but it is {there}; train the same net")  # fmt: skip
+    learner.load_state_dict({**own, **fitting})
+    narrate(f"beginning with {file}{', but for ' + ', '.join(new) if new else ''}")
 
 
 def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episodes) -> Engine:

@@ -78,6 +78,7 @@ def pretrain_on_classes(
                 x = rotate_quarters(x[None], torch.randint(4, (1, batch), generator=generator))[0]
             x = x.float() / 255
             x = augment(x, generator) if augment else x
+            x = x.contiguous(memory_format=torch.channels_last)  # convolutions that pool take 0.7 of the time
             optimizer.zero_grad()
             loss = functional.cross_entropy(model(x), label.to(x.device))
             loss.backward()  # type: ignore[no-untyped-call]

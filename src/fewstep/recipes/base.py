@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,6 +35,8 @@ class Recipe(ABC):
 
     seed: int = 0
     """Seed of the initial weights and of the training tasks."""
+    init_from: Path | None = None
+    """A run with whose last weights to begin, or a file of weights; a head of other ways is new."""
     iterations: int = 60_000
     """Meta-updates in all."""
     meta_batch: int = 32

@@ -43,6 +43,11 @@ class PicturesRecipe(ClassificationRecipe):
     goes on. The pre-trained baseline is that net then, whatever --pretrain-iterations says."""
     pool: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warm_up and self.init_from:
+            raise InputError("--warm-up trains new weights, and --init-from names other ones to begin with; give one")
+
     @property
     def adapt(self) -> str:  # type: ignore[override]
         return "*" if self.network == "resnet12" else super().adapt
