@@ -51,7 +51,9 @@ def test_a_head_of_other_ways_and_a_method_with_nothing_learned(
     assert "but for model.head.weight, model.head.bias" in capsys.readouterr().err
 
 
-def test_what_goes_on_needs_the_other_run_no_more(first: Path, tmp_path: Path) -> None:
+def test_what_goes_on_needs_the_other_run_no_more(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = tmp_path / "source.safetensors"
     source.write_bytes((first / "model.safetensors").read_bytes())
     trained(tmp_path / "run", "--init-from", str(source))
@@ -60,6 +62,8 @@ def test_what_goes_on_needs_the_other_run_no_more(first: Path, tmp_path: Path) -
     after = trained(tmp_path / "run", "--init-from", str(source), "--iterations", "2")
     assert 0 < max((after[name] - before[name]).abs().max() for name in after) < 0.01
     main(["evaluate", str(tmp_path / "run"), "--no-baselines"])
+    assert Run(tmp_path / "run").read_json("evaluation.json")["begun"] == f"begun with {source}"
+    assert "begun with" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,8 @@ class JudgedRun:
     @property
     def about(self) -> dict[str, Any]:
         iterations = self.run.step_of(self.file)
-        return {"recipe": self.name, "seed": self.recipe.seed, "iterations": iterations, "weights": self.weights}
+        return {"recipe": self.name, "seed": self.recipe.seed, "iterations": iterations,
+                "begun": self.recipe.begun, "weights": self.weights}  # fmt: skip
 
     def checkpoints(self, count: int) -> list[str]:
         """The files of the `count` best validated or last weights; all there are where those are fewer."""

@@ -33,9 +33,8 @@ def protocols_table(content: Mapping[str, Any]) -> Table:
     """One row for each protocol: what it is, and the metric before adaptation and after the last step."""
     entries = content["protocols"]
     shared = _shared(entries)
-    about = f"{content['iterations']:,} iterations of training with seed {content['seed']}"
     result = Table(title=Text(f"{content['recipe']}: {label(entries[0]['metric'])}"),
-                   caption=Text(", ".join([*words(shared), "mean ± 95 % interval", about])))  # fmt: skip
+                   caption=Text(", ".join([*words(shared), "mean ± 95 % interval", *_trained(content)])))  # fmt: skip
     first, last = (entries[0]["by_step"][place]["step"] for place in (0, -1))
     ends = [f"after {first} steps", f"after {last}"][: 2 if last > first else 1]
     for name in ("protocol", "episodes", *ends):
@@ -89,9 +88,15 @@ def describe(evaluation: Mapping[str, Any]) -> str:
         [
             *words(evaluation["protocol"]),
             f"{evaluation['episodes']:,} episodes, mean ± 95 % interval",
-            f"{evaluation['iterations']:,} iterations of training with seed {evaluation['seed']}",
+            *_trained(evaluation),
         ]
     )
+
+
+def _trained(content: Mapping[str, Any]) -> list[str]:
+    """How what was judged had been trained, in words."""
+    about = f"{content['iterations']:,} iterations of training with seed {content['seed']}"
+    return [about, *filter(None, [content.get("begun")])]  # older files do not tell
 
 
 def words(protocol: Mapping[str, Any]) -> Iterator[str]:

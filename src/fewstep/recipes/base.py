@@ -151,6 +151,11 @@ class Recipe(ABC):
     def baselines(self) -> list[Baseline]:
         """What the learner is compared with."""
 
+    @property
+    def begun(self) -> str:
+        """What training begins with, in words, if not with new weights."""
+        return f"begun with {self.init_from}" if self.init_from else ""
+
     def first_model(self, run: Run) -> nn.Module:
         """The network that meta-training begins with; what it takes to train one is kept in the run."""
         return self.initial_model()

@@ -81,6 +81,11 @@ class PicturesRecipe(ClassificationRecipe):
     def baselines(self) -> list[Baseline]:
         return [self.pretrained(PRETRAINED, self.warm_up or self.pretrain_iterations)]
 
+    @property
+    def begun(self) -> str:
+        warm = f"begun with a classifier of all classes, trained for {self.warm_up:,} iterations"
+        return warm if self.warm_up else super().begun
+
     def first_model(self, run: Run) -> nn.Module:
         model = self.initial_model()
         if self.warm_up:
