@@ -84,6 +84,22 @@ def test_weights_of_another_net(
     assert not (tmp_path / "run").exists(), "nothing is half written"
 
 
+def test_what_adapts_is_an_option(first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    method = ["--algorithm", "unicorn_maml", "--meta-lr", "1e-3"]
+    head = trained(tmp_path / "head", *method, "--adapt", "head.*")
+    whole = trained(tmp_path / "whole", *method)
+    more = trained(tmp_path / "more", *method, "--inner-steps", "2", "--adapt", "head.*")
+    body = [name for name in head if name.endswith("conv.weight")]
+    assert all(torch.allclose(head[name], whole[name], atol=1e-6) for name in body), (
+        "one step: tests/test_methods_single"
+    )
+    assert not all(torch.allclose(more[name], whole[name], atol=1e-6) for name in body)
+    with pytest.raises(SystemExit):
+        trained(tmp_path / "wrong", "--adapt", "tail.*")
+    assert "the pattern 'tail.*' matches no trainable parameter; there are: blocks.0" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_one_way_to_begin(first: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "miniimagenet-5way-1shot", "--warm-up", "3", "--init-from", str(first), "--out", "unused"])

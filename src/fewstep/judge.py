@@ -245,7 +245,7 @@ def contenders_of(recipe: Recipe, run: Run, policy: Policy | None = None) -> lis
             recipe.metric,
             episodes=recipe.validation_episodes,
             seen_by=recipe.seen_by,
-            adapt=recipe.adapt,
+            adapt=recipe.adapting,
             engine=judging_engine(recipe, run),
             **recipe.learner_options,
             prepare=partial(_prepare, policy, partial(training, baseline), baseline.steps),

@@ -144,7 +144,7 @@ def _adaptation(run: Run, evaluation: Json) -> Figure | None:
             raise _UntrainedError
         known = dataclasses.replace(baseline, train=_untrained, rates=[rate])  # chosen already, in the evaluation
         c = contend(
-            known, run, recipe.loss, recipe.episodes("validation"), recipe.metric, episodes=2, adapt=recipe.adapt
+            known, run, recipe.loss, recipe.episodes("validation"), recipe.metric, episodes=2, adapt=recipe.adapting
         )
         learners[f"{baseline.name} (rate {rate:g})"] = c.learner
     except _UntrainedError:

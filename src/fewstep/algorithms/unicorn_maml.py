@@ -26,7 +26,8 @@ def unicorn_maml(model: nn.Module, loss: Loss, *, lr: float, steps: int = 1, hea
     products. Memory: the parameters of each step. Meta-learned: the body, and w and b by way of their N rows, each of
     which gets 1/N of the gradient. Under the cross-entropy the softmax cancels what all rows have in common, so that w
     and b have neither effect nor gradient, and a head of zeros is the same. The paper starts from a pre-trained body,
-    and takes 5 to 20 inner steps.
+    and takes 5 to 20 inner steps. The first step moves nothing but the head, since all its rows are alike; with a
+    single one, `adapt` the head alone is the same for less than half of the work.
 
     lr, steps : alpha and the inner steps in training
     head : name of the linear layer with the common vector, the last one unless given

@@ -57,6 +57,8 @@ class Recipe(ABC):
     """Inner steps in training."""
     test_steps: int = 10
     """Inner steps in evaluation."""
+    adapt: str = ""
+    """Which parameters adapt, such as head.* or ~*.offset for all but offsets; the recipe's own unless given."""
     derivative: Derivative = "exact"
     """Of the inner gradient: exact is MAML, none is first-order MAML, finite_difference is HF-MAML."""
     plan: bool = True
@@ -91,7 +93,6 @@ class Recipe(ABC):
     """Seed of the validation and test tasks; runs with the same one are judged by the same tasks."""
 
     metric: ClassVar[str]
-    adapt: ClassVar[str] = "*"
 
     def __post_init__(self) -> None:
         counts = ("iterations", "meta_batch", "test_steps", "check_every", "log_every", "keep",
@@ -152,6 +153,11 @@ class Recipe(ABC):
         """What the learner is compared with."""
 
     @property
+    def adapting(self) -> str:
+        """Which parameters adapt, unless `adapt` says it; of baselines in any case."""
+        return "*"
+
+    @property
     def begun(self) -> str:
         """What training begins with, in words, if not with new weights."""
         return f"begun with {self.init_from}" if self.init_from else ""
@@ -189,8 +195,9 @@ class Recipe(ABC):
         derivative = {} if self.derivative == "exact" else {"derivative": self.derivative}
         own = own_options(self.algorithm, self.algorithm_options)
         model = model or self.initial_model()
-        return build(model, self.loss, lr=self.inner_lr, steps=self.inner_steps, adapt=self.adapt, engine=self.engine,
-                      **derivative, **{**self.learner_options, **own})  # fmt: skip
+        return build(model, self.loss, lr=self.inner_lr, steps=self.inner_steps,
+                     adapt=self.adapt or self.adapting, engine=self.engine, **derivative,
+                     **{**self.learner_options, **own})  # fmt: skip
 
     @property
     def learner_options(self) -> dict[str, Any]:

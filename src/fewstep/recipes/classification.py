@@ -64,7 +64,7 @@ class ClassificationRecipe(Recipe):
         """The pictures of a split by class, as `ClassEpisodes` takes them."""
 
     @property
-    def adapt(self) -> str:  # type: ignore[override]
+    def adapting(self) -> str:
         """Which parameters adapt."""
         return "context" if self.network == "context" else "~*.offset"
 

@@ -49,8 +49,8 @@ class PicturesRecipe(ClassificationRecipe):
             raise InputError("--warm-up trains new weights, and --init-from names other ones to begin with; give one")
 
     @property
-    def adapt(self) -> str:  # type: ignore[override]
-        return "*" if self.network == "resnet12" else super().adapt
+    def adapting(self) -> str:
+        return "*" if self.network == "resnet12" else super().adapting
 
     def _network(self, ways: int) -> nn.Module:
         if self.network == "resnet12":

@@ -44,7 +44,7 @@ RECIPES: dict[str, Recipe] = {
     "glyphs-5way-1shot": GlyphsRecipe(),
     "omniglot-5way-1shot": OmniglotRecipe(),
     "omniglot-5way-1shot-fast": OmniglotRecipe(
-        algorithm="unicorn_maml", iterations=50_000, meta_batch=8, schedule="cosine", test_steps=1
+        algorithm="unicorn_maml", adapt="head.*", iterations=50_000, meta_batch=8, schedule="cosine", test_steps=1
     ),
     "omniglot-5way-5shot": OmniglotRecipe(shots=5),
     "omniglot-20way-1shot": OmniglotRecipe(ways=20, meta_batch=16, inner_lr=0.1, inner_steps=5),
