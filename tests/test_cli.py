@@ -237,20 +237,8 @@ PAPER: dict[str, dict[str, Any]] = {
     "omniglot-20way-5shot": {"ways": 20, "shots": 5, "inner_lr": 0.1, "inner_steps": 5, "meta_batch": 16},
     "omniglot-5way-1shot-mlp": {"ways": 5, "shots": 1, "inner_lr": 0.4, "network": "mlp"},
     "omniglot-5way-5shot-mlp": {"ways": 5, "shots": 5, "inner_lr": 0.4, "network": "mlp"},
-    "omniglot-5way-1shot-context": {
-        "ways": 5,
-        "shots": 1,
-        "inner_lr": 0.4,
-        "network": "context",
-        "adapting": "context",
-    },
-    "omniglot-5way-5shot-context": {
-        "ways": 5,
-        "shots": 5,
-        "inner_lr": 0.4,
-        "network": "context",
-        "adapting": "context",
-    },
+    "omniglot-5way-1shot-context": {"shots": 1, "inner_lr": 0.4, "network": "context", "adapting": "context"},
+    "omniglot-5way-5shot-context": {"shots": 5, "inner_lr": 0.4, "network": "context", "adapting": "context"},
 }
 
 
