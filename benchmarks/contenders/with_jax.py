@@ -19,7 +19,7 @@ def variants(workload: Workload) -> dict[str, dict[str, Any]]:
     if workload.name in ("sinusoid", "transformer"):
         return {way: {"over": way} for way in over}
     pairs = [(way, "patches") for way in over]
-    # Its own convolutions take 4 to 30 times as long in a map or vmap on a CPU, a minute a step for Mini-ImageNet.
+    # Its own convolutions take 4 to 14 times as long in a map or vmap on a CPU, a minute a step for Mini-ImageNet.
     pairs += [("vmap", "NHWC")] if workload.device == "cuda" else [("loop", "NHWC"), ("loop", "NCHW")]
     return {f"{way}, {layout}": {"over": way, "layout": layout} for way, layout in pairs}
 
