@@ -205,6 +205,7 @@ def _measure_fresh(result: Result, options: Options, console: Console) -> None:
         job = Job(result.workload, result.tasks, family, entry.options, device=options.device)
         with tempfile.TemporaryDirectory() as folder:
             caches = {
+                "TMPDIR": folder,  # where Inductor keeps PyTorch's compiled header
                 "TORCHINDUCTOR_CACHE_DIR": folder,
                 "JAX_COMPILATION_CACHE_DIR": folder,
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
