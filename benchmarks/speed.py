@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -60,6 +61,8 @@ class Options:
     """Also measure the first step and the peak memory, in processes of their own."""
     limit: float = 180.0
     """Seconds in which a contender must have compiled and done its first step."""
+    ready: float = inf
+    """Seconds after which the rounds begin on a GPU, where all get ready at once, with the variants that are ready."""
     peers_keep: bool = False
     """Let the peers keep freed memory too, as this library does: see docs/speed.md."""
     patience: int = 3
@@ -96,8 +99,8 @@ class Comparison:
     found: list[Future[Runner | None]]
 
     @classmethod
-    def start(cls, name: str, options: Options, console: Console, pool: Executor) -> Comparison:
-        """Have the pool find them."""
+    def start(cls, name: str, options: Options, end: float, console: Console, pool: Executor) -> Comparison:
+        """Have the pool find them until `end`, by `time.monotonic`."""
         tasks = options.tasks or TASKS[name]
         workload = WORKLOADS[name](tasks)
         operations = meta_step_flops(workload)
@@ -110,7 +113,7 @@ class Comparison:
                 result.skipped[family] = reason
                 continue
             for layout in _layouts(options):
-                about = (family, layout, workload, options, result, console)
+                about = (family, layout, workload, options, end, result, console)
                 comparison.found.append(pool.submit(_best_variant, *about))
         return comparison
 
@@ -153,11 +156,11 @@ def _families(options: Options) -> list[str]:
     unknown = set(options.only) - set(contenders.FAMILIES)
     if unknown:
         raise SystemExit(f"no contender {', '.join(unknown)}; there are: {', '.join(contenders.FAMILIES)}")
-    wanted = {YARDSTICK, MACHINE, *(options.only or contenders.FAMILIES)}
-    return [family for family in contenders.FAMILIES if family in wanted]
+    wanted, always = options.only or contenders.FAMILIES, [YARDSTICK, MACHINE]  # these are ready first
+    return always + [family for family in contenders.FAMILIES if family in wanted and family not in always]
 
 
-def _best_variant(family: str, layout: Layout, workload: Workload, options: Options, result: Result,
+def _best_variant(family: str, layout: Layout, workload: Workload, options: Options, end: float, result: Result,
                   console: Console) -> Runner | None:  # fmt: skip
     """The fastest of a few turns each, on a CPU alone; after one step where that is hopeless. Others end."""
     best: Runner | None = None
@@ -171,7 +174,10 @@ def _best_variant(family: str, layout: Layout, workload: Workload, options: Opti
         if before and before.get(variant, inf) > HOPELESS * fastest:  # nor has it a chance in another layout
             continue
         try:
-            group = Group(job, layout, options.cores, options.limit, KEEP if options.peers_keep else {})
+            if (left := end - time.monotonic()) <= 0:
+                raise FailureError(f"not ready after {options.ready:.0f} s")
+            limit = min(options.limit, left)
+            group = Group(job, layout, options.cores, limit, KEEP if options.peers_keep else {})
             runner = Runner(Entry(family, layout, variant, choice), group, workload, options.patience)
             seconds = group.turn("step", workload.turn if workload.tiny else 1).seconds  # the first is a slow one
             if seconds < HOPELESS * fastest:
@@ -260,11 +266,12 @@ def main(options: Options) -> None:
     origin = workloads.origin("benchmarks.speed")
     names = list(WORKLOADS) if options.workload == "all" else [options.workload]
     on_gpu = options.device == "cuda"  # then all get ready at once, each on a core, before the first is timed
+    end = time.monotonic() + options.ready if on_gpu else inf
     for some in [names] if on_gpu else [[name] for name in names]:
         pool = ThreadPoolExecutor(len(usable_cores()) if on_gpu else 1)
         comparisons: list[Comparison] = []
         try:
-            comparisons += [Comparison.start(name, options, console, pool) for name in some]
+            comparisons += [Comparison.start(name, options, end, console, pool) for name in some]
             wait([each for comparison in comparisons for each in comparison.found])
             for comparison in comparisons:
                 finish(comparison, options, console, origin)

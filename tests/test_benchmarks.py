@@ -92,12 +92,19 @@ def test_a_comparison_end_to_end(tmp_path: Path) -> None:
     smoke = "--repeats 1 --tasks 2 --cores 1 --patience 0 --no-fresh --only fewstep"
     cli.main(["bench", "sinusoid", *smoke.split(), "--out", str(tmp_path)])
     result = load(tmp_path / "sinusoid.json")
-    assert [entry.family for entry in result.entries] == ["autograd loop", "fewstep", "matrix product"]
+    assert [entry.family for entry in result.entries] == ["autograd loop", "matrix product", "fewstep"]
     assert all(len(entry.step) == 1 and entry.step[0] > 0 for entry in result.entries)
     assert all(entry.error < 1e-3 for entry in result.entries)
     assert 0 < result.share_of_machine(result.best[0]) < 1
     assert "sinusoid, 2 tasks" in (tmp_path / "speed.md").read_text()
     assert (tmp_path / "speed.png").stat().st_size > 1000
+
+
+def test_who_is_not_ready_in_time_is_left_out() -> None:
+    result, workload = Result("sinusoid", 2, 1, flops=1, rounding=1e-7), WORKLOADS["sinusoid"](2)
+    late = speed._best_variant("fewstep", "threads", workload, speed.Options(ready=0), 0, result, Console(quiet=True))
+    assert late is None
+    assert list(result.skipped.values()) == ["not ready after 0 s"]
 
 
 def test_the_first_step_and_the_memory_are_those_of_new_processes() -> None:
