@@ -124,7 +124,7 @@ def sinusoid(tasks: int = 25) -> Workload:
     torch.manual_seed(0)
     x, y = torch.rand(2, tasks, 10, 1), torch.rand(2, tasks, 10, 1)
     data = Task((x[0], y[0]), (x[1], y[1]))
-    return Workload("sinusoid", models.mlp(), functional.mse_loss, data, lr=0.01, steps=1, turn=20)
+    return Workload("sinusoid", models.mlp(), functional.mse_loss, data, lr=0.01, steps=1, turn=100)
 
 
 def omniglot(tasks: int = 32, ways: int = 5, queries: int = 1, steps: int = 1, lr: float = 0.4, turn: int = 3,
