@@ -122,7 +122,7 @@ class Comparison:
         """All that are alive."""
         return [runner for each in self.found if (runner := each.result()) is not None]
 
-    def go(self, options: Options, console: Console) -> Result:
+    def go(self, options: Options, console: Console) -> None:
         """Let all take turns, with nothing else on the machine."""
         result, runners = self.result, self.runners
         truth = next(runner.group.gradient for runner in runners if runner.entry.family != MACHINE)
@@ -136,7 +136,6 @@ class Comparison:
         self.close()
         if options.fresh:
             _measure_fresh(result, options, console)
-        return result
 
     def close(self) -> None:
         """End all processes."""
@@ -246,11 +245,15 @@ def meta_step_flops(workload: Workload) -> int:
 
 
 def finish(comparison: Comparison, options: Options, console: Console, origin: str) -> None:
-    """Time, write and print one."""
-    result = comparison.go(options, console)
-    result.origin = origin
-    result.save(options.out, flops(options.device))
-    console.print(as_table(result))
+    """Time, write and print one, or say why not."""
+    result = comparison.result
+    if YARDSTICK in [runner.entry.family for runner in comparison.runners]:
+        comparison.go(options, console)
+        result.origin = origin
+        result.save(options.out, flops(options.device))
+        console.print(as_table(result))
+    else:
+        console.print(f"{result.workload}: not measured without the {YARDSTICK}; see --ready and --limit")
     for who, why in result.skipped.items():
         console.print(f"{who}: {why}", highlight=False)
 
@@ -280,6 +283,8 @@ def main(options: Options) -> None:
             for comparison in comparisons:
                 comparison.close()
     results = [load(path) for known in WORKLOADS if (path := options.out / f"{known}.json").exists()]
+    if not results:
+        raise SystemExit("nothing was measured")
     (options.out / "speed.md").write_text("\n\n".join(as_markdown(result) for result in results) + "\n")
     chart(results, options.out / "speed.png")
     console.print(f"{options.out}/speed.md, {options.out}/speed.png", highlight=False)

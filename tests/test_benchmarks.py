@@ -107,6 +107,13 @@ def test_who_is_not_ready_in_time_is_left_out() -> None:
     assert list(result.skipped.values()) == ["not ready after 0 s"]
 
 
+def test_without_the_yardstick_nothing_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="nothing was measured"):
+        cli.main(["bench", "sinusoid", "--tasks", "2", "--cores", "1", "--limit", "0", "--out", str(tmp_path)])
+    assert "sinusoid: not measured without the autograd loop" in " ".join(capsys.readouterr().out.split())
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_first_step_and_the_memory_are_those_of_new_processes() -> None:
     result = Result(
         "sinusoid", 2, 1, flops=1, rounding=1e-7, entries=[Entry("fewstep", "processes", "vmap", {}, 0, [1])]
