@@ -51,6 +51,14 @@ def test_a_head_of_other_ways_and_a_method_with_nothing_learned(
     assert "but for model.head.weight, model.head.bias" in capsys.readouterr().err
 
 
+def test_weights_of_a_net_alone(first: Path, tmp_path: Path) -> None:
+    begun = Run(first).load_weights("model.safetensors")
+    net = {name.removeprefix("model."): value for name, value in begun.items() if name.startswith("model.")}
+    Run(tmp_path).save_weights("net.safetensors", net)
+    now = trained(tmp_path / "run", "--meta-lr", "1e-6", "--init-from", str(tmp_path / "net.safetensors"))
+    assert max((now[f"model.{name}"] - net[name]).abs().max() for name in net) < 1e-5
+
+
 def test_what_goes_on_needs_the_other_run_no_more(
     first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

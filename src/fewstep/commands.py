@@ -61,13 +61,15 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
 
 
 def begin_from(path: Path, learner: Learner) -> None:
-    """Give the learner the weights of another run; its head stays where theirs is of another number of ways.
+    """Give the learner the weights of a run or of a net; its head stays where theirs is of another number of ways.
 
     `InputError` where another tensor of the net is missing or of another shape. What the method has learned beside the
     net, such as rates, is taken where it fits.
     """
     file = path / "model.safetensors" if path.is_dir() else path
     weights, own = Run(file.parent).load_weights(file.name), learner.state_dict()
+    if not weights.keys() & own.keys():  # of a net alone, such as a baseline's
+        weights = {f"model.{name}": value for name, value in weights.items()}
     fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
     new = [name for name in own if name not in fitting]
     head = f"model.{head_of(learner.model)}."

@@ -9,6 +9,12 @@ from fewstep.recipes.sinusoid import SinusoidRecipe
 from fewstep.recipes.worlds import BanditRecipe, MetaWorldRecipe, NavigationRecipe, RunnerRecipe, TabularRecipe
 
 
+def _omniglot_fast() -> OmniglotRecipe:
+    """What learns soonest, in all four cells: UNICORN-MAML's start, whose first step moves the head alone."""
+    return OmniglotRecipe(ways=20, algorithm="unicorn_maml", adapt="head.*", iterations=100_000, meta_batch=4,
+                          schedule="cosine", test_steps=1)  # fmt: skip
+
+
 # As MAML++'s own configurations, whose inner rates and clips are of the mean cross-entropy, ours of N times it. Theirs
 # end the cosine at 1e-5, and their norms have a scale too.
 def _omniglot_pp(ways: int, shots: int) -> OmniglotRecipe:
@@ -43,9 +49,7 @@ RECIPES: dict[str, Recipe] = {
     "sinusoid": SinusoidRecipe(),
     "glyphs-5way-1shot": GlyphsRecipe(),
     "omniglot-5way-1shot": OmniglotRecipe(),
-    "omniglot-5way-1shot-fast": OmniglotRecipe(
-        algorithm="unicorn_maml", adapt="head.*", iterations=50_000, meta_batch=8, schedule="cosine", test_steps=1
-    ),
+    "omniglot-fast": _omniglot_fast(),
     "omniglot-5way-5shot": OmniglotRecipe(shots=5),
     "omniglot-20way-1shot": OmniglotRecipe(ways=20, meta_batch=16, inner_lr=0.1, inner_steps=5),
     "omniglot-20way-5shot": OmniglotRecipe(ways=20, shots=5, meta_batch=16, inner_lr=0.1, inner_steps=5),
