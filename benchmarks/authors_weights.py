@@ -16,6 +16,7 @@ from benchmarks.workloads import origin
 from fewstep.data import ClassEpisodes, load_mini_imagenet
 from fewstep.engine import Engine
 from fewstep.evaluate import evaluate
+from fewstep.footprint import keep_freed_memory
 from fewstep.losses import summed_over_ways
 
 STEPS = (0, 1, 5, 10)
@@ -38,6 +39,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Print one row for each number of queries."""
+    keep_freed_memory()  # as the command line does
     print(origin("benchmarks.authors_weights"))
     model = fewstep.models.load_authors_conv4(options.weights)
     learner = fewstep.maml(model, summed_over_ways, lr=0.01, steps=5, adapt="~*.offset", engine=ENGINE)
