@@ -1,23 +1,27 @@
 """What drawing episodes costs beside a meta-step, and what judging many at once saves beside one at a time.
 
-python -m benchmarks.episodes [--recipes NAME ...] [--episodes N] [--rounds N]
+python -m benchmarks.episodes [--recipes NAME ...] [--episodes N] [--rounds N] [--procs N]
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 
 import torch
 import tyro
+from torch import Tensor
 
+from benchmarks.ranks import alone, in_ranks, together
 from benchmarks.workloads import origin
+from fewstep import Learner
 from fewstep.data import ClassEpisodes
+from fewstep.distributed import is_first, joined, ranks
 from fewstep.engine import Engine
-from fewstep.evaluate import evaluate
+from fewstep.evaluate import METRICS, evaluate, in_eval_mode
 from fewstep.footprint import keep_freed_memory
 from fewstep.meta_step import MetaStep
 from fewstep.recipes import RECIPES
@@ -38,48 +42,61 @@ class Options:
     """Meta-steps that are timed."""
     compiled: bool = True
     """Whether meta-steps and batches of episodes are compiled."""
+    procs: int = 2
+    """Processes of one thread that share the batches of episodes; one at a time, an episode has as many threads."""
 
 
 def main(options: Options) -> None:
-    """Print a row for each recipe: the medians, and the ratio."""
+    """Print a row for each recipe: the medians, and the ratios."""
+    if "WORLD_SIZE" not in os.environ:
+        print(origin("benchmarks.episodes"))
+        print("| recipe | drawing, ms | meta-step, ms | share | judging, ms an episode: one at a time | batched, one "
+              f"process | {options.procs} processes | times as fast |")  # fmt: skip
+        print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+        if options.procs > 1:
+            in_ranks("episodes", f"main({options!r})", options.procs)
+            return
     keep_freed_memory()
+    with joined():
+        for name in options.recipes:
+            cells = _row(name, options)
+            if is_first():
+                print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def _row(name: str, options: Options) -> list[str]:
     torch.set_num_threads(1)
-    print(origin("benchmarks.episodes"))
-    print("| recipe | drawing, ms | meta-step, ms | share | one at a time, ms an episode | batched | times as fast |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    for name in options.recipes:
-        recipe = RECIPES[name]
-        engine = LARGE if name.startswith("mini") else PIECES
-        engine = engine if options.compiled else replace(engine, compile="no")
-        learner, tasks = recipe.learner(), recipe.episodes("train")
-        learner.engine = engine
-        step = MetaStep(learner, torch.optim.Adam(learner.parameters()), None, None)
-        step(tasks[0], 1e-3)
-        drawn = _median([partial(tasks.__getitem__, index) for index in range(4 * options.rounds)])
-        stepped = _median([partial(step, tasks[0], 1e-3)] * options.rounds)
-        test = recipe.protocols()[0].tasks
-        assert isinstance(test, ClassEpisodes)
-        each = []
-        for judged, size in ((Engine(method="loop"), 1), (engine, test.tasks)):
-            learner.engine = judged
-            own = replace(test, tasks=size)
-            evaluate(learner, own, metric="accuracy", steps=recipe.test_steps, count=max(size, 2))
-            start = time.perf_counter()
-            evaluate(learner, own, metric="accuracy", steps=recipe.test_steps, count=options.episodes)
-            each.append(1000 * (time.perf_counter() - start) / options.episodes)
-        alone, batched = each
-        cells = [f"{drawn:.2f}", f"{stepped:.1f}", f"{100 * drawn / stepped:.1f} %", f"{alone:.1f}", f"{batched:.1f}"]
-        print(f"| {name} | {' | '.join(cells)} | {alone / batched:.1f} |", flush=True)
+    recipe = RECIPES[name]
+    engine = LARGE if name.startswith("mini") else PIECES
+    engine = engine if options.compiled else replace(engine, compile="no")
+    learner, tasks = recipe.learner(), recipe.episodes("train")
+    learner.engine = engine
+    step = MetaStep(learner, torch.optim.Adam(learner.parameters()), None, None)
+    step(tasks[0], 1e-3)
+    drawn = 1000 * median(alone(partial(tasks.__getitem__, index)) for index in range(4 * options.rounds))
+    stepped = 1000 * median(alone(partial(step, tasks[0], 1e-3)) for _ in range(options.rounds))
+    test = recipe.protocols()[0].tasks
+    assert isinstance(test, ClassEpisodes)
+    judge = partial(evaluate, learner, test, metric="accuracy", steps=recipe.test_steps)
+    judge(count=ranks() * test.tasks)  # compiles
+    batched = together(partial(judge, count=options.episodes))
+    by_one = alone(lambda: _judged(learner, test, range(0, options.episodes, test.tasks), recipe.test_steps))
+    learner.engine = Engine(method="loop")
+    torch.set_num_threads(options.procs)
+    single = replace(test, tasks=1)
+    _judged(learner, single, range(2), recipe.test_steps)
+    one = alone(lambda: _judged(learner, single, range(options.episodes), recipe.test_steps))
+    each = [1000 * seconds / options.episodes for seconds in (one, by_one, batched)]
+    return [f"{drawn:.2f}", f"{stepped:.1f}", f"{100 * drawn / stepped:.1f} %",
+            *(f"{cell:.1f}" for cell in each), f"{one / batched:.1f}"]  # fmt: skip
 
 
-def _median(runs: Sequence[Callable[[], object]]) -> float:
-    """Milliseconds."""
-    times = []
-    for run in runs:
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1000 * median(times)
+def _judged(learner: Learner, episodes: ClassEpisodes, indices: Iterable[int], steps: int) -> list[Tensor]:
+    """What `evaluate` computes, by this process alone."""
+    of = METRICS["accuracy"].of
+    with in_eval_mode(learner):
+        drawn = (episodes[index] for index in indices)
+        return [of(point, tasks.query) for tasks in drawn for point in learner.path(tasks, steps)]
 
 
 if __name__ == "__main__":

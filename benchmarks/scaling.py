@@ -6,13 +6,11 @@ python -m benchmarks.scaling [--what steps|link] [--procs N] [--rounds N] [--tas
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from pathlib import Path
 from statistics import median
 from typing import Literal
 
@@ -22,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.ranks import alone, in_ranks, together
 from benchmarks.workers import busy_seconds, usable_cores
 from benchmarks.workloads import origin
 from fewstep import Learner, Task, losses, maml, models
 from fewstep.data import ClassEpisodes
 from fewstep.distributed import average_gradients, gathered, is_first, joined, ranks, share, start_alike
 from fewstep.engine import Engine
-from fewstep.launch import launch
 
 
 def all_reduce_seconds(size: int, count: int, latency: float, bandwidth: float) -> float:
@@ -109,19 +107,6 @@ class Bench:
         return sorted((self.round() for _ in range(2 * rounds)), key=lambda one: one.foreign)[:rounds]
 
 
-def together(work: Callable[[], object]) -> float:
-    """Seconds that the slowest rank takes, all at once."""
-    gathered(None)
-    start = time.perf_counter()
-    work()
-    return max(gathered(time.perf_counter() - start))
-
-
-def alone(work: Callable[[], object]) -> float:
-    """Seconds that the first rank takes while the others wait."""
-    return together(work if is_first() else lambda: None)
-
-
 def rows(rounds: list[Round], tasks: int, size: int) -> list[tuple[str, str]]:
     """What was measured, and what follows from it."""
     one, part, all_, message, foreign = (
@@ -196,9 +181,8 @@ def main(
     if "WORLD_SIZE" not in os.environ:
         print(origin("benchmarks.scaling"))
         options = {"what": what, "rounds": rounds, "tasks": tasks, "chunk": chunk, "compiled": compiled}
-        start = f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})"
-        call = f"import os; from benchmarks.scaling import main; main(**{options!r}); sys.stdout.flush(); os._exit(0)"
-        sys.exit(launch([sys.executable, "-c", f"{start}; {call}"], procs))
+        in_ranks("scaling", f"main(**{options!r})", procs)
+        return
     engines = [Engine(chunk=chunk), Engine(chunk=chunk, compile="pieces"), Engine(chunk=chunk, compile="step")]
     with joined():
         chosen = engines if compiled else engines[:1]

@@ -221,11 +221,11 @@ def test_gradient_noise() -> None:
     assert ratio < 10
 
 
-def test_episodes(capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(
-        ["bench", "episodes", "--recipes", "glyphs-5way-1shot", "--episodes", "2", "--rounds", "1", "--no-compiled"]
-    )
-    last = capsys.readouterr().out.splitlines()[-1]
+@pytest.mark.parametrize("procs", ["1", "2"])
+def test_episodes(procs: str, capfd: pytest.CaptureFixture[str]) -> None:
+    few = ["--episodes", "2", "--rounds", "1", "--no-compiled", "--procs", procs]
+    cli.main(["bench", "episodes", "--recipes", "glyphs-5way-1shot", *few])
+    last = capfd.readouterr().out.splitlines()[-1]
     assert last.startswith("| glyphs-5way-1shot |")
     drawing, step = (float(cell) for cell in last.split("|")[2:4])
     assert 0 < drawing < step

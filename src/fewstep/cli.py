@@ -22,7 +22,7 @@ from rich.console import Console
 import fewstep
 from fewstep.algorithms import __all__ as algorithms
 from fewstep.classifier import Classifier, adapt_run
-from fewstep.commands import train_run
+from fewstep.commands import recipe_of, train_run
 from fewstep.comparison import compare_runs
 from fewstep.data import DATASETS
 from fewstep.data.places import expanded
@@ -45,6 +45,7 @@ from fewstep.options import (
 from fewstep.predict import predict
 from fewstep.recipes import RECIPES, Recipe
 from fewstep.report import report_run
+from fewstep.run import Run
 from fewstep.tables import comparison_table, protocols_table, table
 
 T = TypeVar("T")
@@ -123,14 +124,20 @@ def _train(arguments: list[str]) -> None:
         return
     name = _known("recipe", arguments[0], list(RECIPES))
     recipe, out, procs = _train_options(name, arguments[1:])
-    if procs in (1, ranks()):  # under torchrun the processes are there already
+    if not _shared_out("train", arguments, procs, recipe.meta_batch, recipe.device):
         train_run(name, recipe, out)
-        return
+
+
+def _shared_out(command: str, arguments: list[str], procs: int, tasks: int, device: str) -> bool:
+    """Run the command in `procs` processes, if it takes more than this one, and say whether that was so."""
+    if procs in (1, ranks()):  # under torchrun the processes are there already
+        return False
     if ranks() > 1:
         raise InputError(f"torchrun started {ranks()} processes; leave out --procs {procs}")
-    check_processes(procs, recipe.meta_batch, recipe.device)
-    if code := launch([sys.executable, "-m", "fewstep", "train", *arguments], procs):
+    check_processes(procs, tasks, device)
+    if code := launch([sys.executable, "-m", "fewstep", command, *arguments], procs):
         sys.exit(code)
+    return True
 
 
 def _train_options(name: str, arguments: list[str]) -> tuple[Recipe, Path, int]:
@@ -151,6 +158,10 @@ def _train_options(name: str, arguments: list[str]) -> tuple[Recipe, Path, int]:
 
 def _evaluate(arguments: list[str]) -> None:
     options = _parsed(EvaluateOptions, "fewstep evaluate", arguments)
+    if options.procs != 1:
+        device = recipe_of(Run(options.run))[1].device
+        if _shared_out("evaluate", arguments, options.procs, options.procs, device):
+            return
     asked = asked_for(options.ways, options.shots, options.queries, options.steps)
     console = Console()
     if options.all_protocols:

@@ -40,6 +40,8 @@ class EvaluateOptions:
     """By which statistics batch norm goes: those of the batch at hand, transductive as in the paper; of the support
     set; or of training tasks, overall or for each inner step. By default the batch's, and for your own pictures the
     support set's too."""
+    procs: int = 1
+    """Processes on this machine that share the test tasks, with a GPU each."""
 
 
 @dataclass(frozen=True)
