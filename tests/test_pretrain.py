@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,11 @@ def test_the_folder_of_another_training_is_left_alone(tmp_path: Path) -> None:
     run.save_state({"step": 3, "learner": {}})
     with pytest.raises(InputError, match="holds the checkpoint of another kind of training; give another folder"):
         train(Counted(), run)
+
+
+def test_the_rate_rises_for_a_tenth_and_falls_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]))
+    train(Counted(), iterations=19, lr=1.0)
+    halves = [(1 + math.cos(math.pi * step / 20)) / 2 for step in range(1, 20)]
+    assert rates == pytest.approx([halves[0] / 2, *halves[1:]])
