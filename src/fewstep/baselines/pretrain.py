@@ -46,7 +46,7 @@ def pretrain_on_classes(
     seed: int,
     rotate: bool = False,
     augment: Augment | None = None,
-    batch: int = 128,
+    batch: int = 64,
     lr: float = 2e-3,
     run: Run | None = None,
     save_every: int = 500,

@@ -50,8 +50,8 @@ class ClassificationRecipe(Recipe):
     pool: bool = False
     """Convolutions pool 2x2 and hand all features to the head; else they have stride 2 and hand on the mean."""
     inner_lr: float = 0.4
-    pretrain_iterations: int = 10_000
-    """Iterations of the baseline that is trained on all classes, 128 pictures each."""
+    pretrain_iterations: int = 20_000
+    """Iterations of the baseline that is trained on all classes, 64 pictures each."""
 
     metric: ClassVar[str] = "accuracy"
     rotate: ClassVar[bool] = False

@@ -32,7 +32,7 @@ def _mini_imagenet_pp(shots: int) -> MiniImageNetRecipe:
 def _mini_imagenet_unicorn(shots: int) -> MiniImageNetRecipe:
     """A residual net trained on all classes, then first-order UNICORN-MAML, as its authors' commands but for Adam."""
     steps = {1: 5, 5: 20}[shots]
-    return MiniImageNetRecipe(shots=shots, test_queries=15, network="resnet12", filters=64, warm_up=30_000,
+    return MiniImageNetRecipe(shots=shots, test_queries=15, network="resnet12", filters=64, warm_up=60_000,
                               augment=True, algorithm="unicorn_maml", derivative="none", iterations=10_000,
                               meta_lr=1e-4, meta_batch=1, inner_lr=0.1 / 5, inner_steps=steps, test_steps=steps,
                               clip=None)  # fmt: skip
@@ -40,7 +40,7 @@ def _mini_imagenet_unicorn(shots: int) -> MiniImageNetRecipe:
 
 def _mini_imagenet_best(shots: int) -> MiniImageNetRecipe:
     """What pays together, on the paper's four layers: wider, augmented, trained on all classes first, many steps."""
-    return MiniImageNetRecipe(shots=shots, test_queries=15, filters=128, warm_up=30_000, augment=True,
+    return MiniImageNetRecipe(shots=shots, test_queries=15, filters=128, warm_up=60_000, augment=True,
                               algorithm="unicorn_maml", iterations=20_000, schedule="cosine", meta_lr=1e-4,
                               meta_batch=2, inner_lr=0.05 / 5, inner_steps=15, test_steps=15, clip=None)  # fmt: skip
 
