@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from torch.func import functional_call
 
+import fewstep
 from fewstep import DivergenceError, Engine, FallbackWarning, InputError, Learner, Task
 from fewstep.cli import main
 from fewstep.data.episodes import Episodes
@@ -45,11 +46,12 @@ from fewstep.rl import (
     policy_of,
 )
 from fewstep.rl.baseline import linear_baseline
+from fewstep.rl.curvature import Curvature, adapted, check_curvature, thinned
 from fewstep.rl.environments import Bandits, Navigation, Told, Trials
 from fewstep.rl.experience import Experience
 from fewstep.rl.returns import discounted, generalised_advantages, standardised
 from fewstep.rl.surrogates import INNER, Clipped, dice, likelihood_ratio, lvc, reinforce
-from fewstep.rl.trpo import Curvature, adapted, loss_and_divergence, thinned
+from fewstep.rl.trpo import loss_and_divergence
 from fewstep.updates import SGD
 from tests.reference import relative_error
 from tests.test_distributed import on_ranks
@@ -277,9 +279,9 @@ def test_meta_gradients_equal_plain_autograd(inner: str, steps: int) -> None:
     assert relative_error(flat(ours), flat(naive)) < 1e-8
 
 
-def curvature_of(learner: Learner, experience: Task, **strides: int) -> Curvature:
+def curvature_of(learner: Learner, experience: Task, stride: int = 1, inner_stride: int = 1) -> Curvature:
     theta = adapted(learner, experience.support)
-    return Curvature(learner, list(learner.parameters()), experience, TrustRegion(**strides), theta)
+    return Curvature(learner, list(learner.parameters()), experience, theta, stride, inner_stride)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
@@ -302,6 +304,47 @@ def test_the_curvature_is_that_of_the_divergence(inner: str, steps: int) -> None
     assert flat(first).norm() < 1e-10, "at the old policy the divergence is least"
     ours = curvature_of(learner, experience)(v)
     assert relative_error(flat(ours), flat(naive)) < 1e-8
+
+
+# What is trained beside what adapts, too: rates, a head, a context, warp layers.
+METHODS: dict[str, dict[str, Any]] = {
+    "maml": {"adapt": "*.bias"}, "meta_sgd": {}, "anil": {}, "boil": {}, "cavia": {}, "alfa": {}, "l2f": {},
+    "maml_pp": {}, "t_net": {}, "warp_grad": {}, "meta_curvature": {}, "sharp_maml": {}, "imaml": {},
+}  # fmt: skip
+
+
+def by_method(method: str, **options: Any) -> Learner:
+    torch.manual_seed(0)
+    policy = GaussianPolicy(2, 2, (5,)).double()
+    with torch.no_grad():
+        for value in policy.parameters():  # off the kink of ReLU at the start, where all is 0
+            value.add_(torch.randn_like(value), alpha=0.1)
+    learner: Learner = getattr(fewstep, method)(policy, reinforce, lr=LR, stream=True, **options)
+    learner.iteration = 0
+    return learner
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_curvature_of_each_method_is_that_of_the_divergence(method: str) -> None:
+    learner = by_method(method, steps=2, **METHODS[method])
+    experience = explorer_of(learner).explore(tasks_of())
+    own = list(learner.parameters())
+    v = [torch.randn_like(value) for value in own]
+
+    def slope() -> Tensor:
+        _, away = loss_and_divergence(learner, experience)
+        return flat(torch.autograd.grad(away, own, materialize_grads=True))
+
+    def move(by: float) -> None:
+        torch._foreach_add_([value.data for value in own], v, alpha=by)
+
+    check_curvature(learner)
+    move(1e-5)
+    ahead = slope()
+    move(-2e-5)
+    numeric = (ahead - slope()) / 2e-5
+    move(1e-5)
+    assert relative_error(flat(curvature_of(learner, experience)(v)), numeric) < 1e-7
 
 
 def test_a_thinned_curvature_is_near_the_whole_one() -> None:
@@ -593,6 +636,18 @@ def test_epochs_of_adam_on_one_exploration() -> None:
         Ascent(explorer_of(learner), adam, epochs=0)
 
 
+@pytest.mark.parametrize("method", ["cavia", "meta_sgd", "anil", "maml_pp"])
+def test_trpo_moves_all_that_is_trained(method: str) -> None:
+    learner = by_method(method)
+    before = {name: value.detach().clone() for name, value in learner.named_parameters()}
+    step = TRPO(explorer_of(learner))
+    step(tasks_of())
+    assert step.accepted
+    assert 0 < step.divergence <= 0.01
+    still = [name for name, value in learner.named_parameters() if torch.equal(value, before[name])]
+    assert still == (["model.mean.1.context"] if method == "cavia" else []), "a context starts from 0 in each task"
+
+
 class Broken(Navigation):
     """Some tasks raise, or are paid NaN: those whose goal is to the right, or to the left where `left`."""
 
@@ -650,6 +705,71 @@ class OfTasks(Episodes):
 
     def draw(self, generator: torch.Generator) -> Task:
         return self.batch
+
+
+class Endless(Navigation):
+    """Never comes back where the goal is to the right."""
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        while (self._goals[..., 0] > 0).any():
+            pass
+        return super().step(actions)
+
+
+def test_what_never_ends_is_named_and_left_out() -> None:
+    tasks = tasks_of(3)
+    failing = tasks.support[0][:, 0] > 0
+    assert 0 < failing.sum() < 3
+    with pytest.raises(InputError, match=rf"{failing.sum()} of 3 .* \(TimeoutError: it took more than 0.2 s\): task "):
+        TRPO(Explorer(build(), Endless(6), trajectories=4, limit=0.2))(tasks)
+    step = TRPO(Explorer(build(), Endless(6), trajectories=4, limit=0.2, skip_failures=True))
+    step(tasks)
+    assert step.about["tasks_left_out"] == failing.sum()
+
+
+def test_what_fails_once_is_tried_again(capsys: Any) -> None:
+    class Once(Navigation):
+        failed = False
+
+        def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            if not self.failed:
+                self.failed = True
+                raise OSError("a short break")
+            return super().step(actions)
+
+    weights = []
+    for world in (Once(6), Navigation(6)):
+        learner = build()
+        TRPO(Explorer(learner, world, trajectories=4, skip_failures=True))(tasks_of())
+        weights.append(flat(learner.parameters()))
+    assert torch.equal(*weights)
+    assert "once more, for the environment failed" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"with none alone \(OSError: a short break\)"):
+        TRPO(Explorer(build(), Once(6), trajectories=4))(tasks_of())
+
+
+def test_an_observation_of_nan_is_called_that() -> None:
+    class Lost(Navigation):
+        def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            assert actions.isfinite().all(), "nothing is done with what is seen of it"
+            seen, rewards, ended = super().step(actions)
+            return torch.where(self._goals[..., :1] > 0, float("nan"), seen), rewards, ended
+
+    with pytest.raises(InputError, match="its observations hold NaN or infinity"):
+        TRPO(Explorer(build(), Lost(6), trajectories=4))(tasks_of())
+
+
+def test_steps_that_were_not_taken_have_no_gradient() -> None:
+    policy = GaussianPolicy(1, 1, (2,)).double()
+    seen, mask = torch.zeros(1, 2, 1, dtype=torch.float64), torch.tensor([[True, False]])
+    actions, ones = torch.zeros(1, 2, 1, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    outputs = policy(seen).detach()
+    old = policy.log_prob(outputs, actions) - torch.tensor([[0.0, 1e3]])  # e^1000 where no step was taken
+    lived = Experience(seen, actions, ones, old, outputs, mask, ones[:, 0])
+    for surrogate in (likelihood_ratio, Clipped()):
+        loss = surrogate(policy, lived)
+        gradients = torch.autograd.grad(loss, list(policy.parameters()))
+        assert all(part.isfinite().all() for part in (loss, *gradients))
 
 
 def test_what_fails_only_together_blames_no_task() -> None:
@@ -926,8 +1046,11 @@ def test_a_recipes_own_number_of_tasks_at_a_time_is_of_vmap_only() -> None:
         (["--correction", "-1"], "the weight of the correction must be above 0 and finite, but -1.0 came"),
         (["--outer", "adam", "--algorithm", "bmg", "--correction", "1"], "bmg has its own outer objective; leave out"),
         (["--delta", "nan"], "delta must be above 0"),
-        (["--algorithm", "anil"], "TRPO knows the curvature of what adapts, but model.log_std"),
-        (["--algorithm", "meta_sgd"], "is trained and does not adapt; take Adam"),
+        (["--derivative", "finite_difference"], "TRPO's curvature is exact, and the derivative 'finite_difference' is"),
+        (["--pretrain-iterations", "-1"], "--pretrain-iterations must be at least 0, but -1 came"),
+        (["--damping", "inf"], "both finite"),
+        (["--stride", "0"], "the counts at least 1"),
+        (["--step-limit", "0"], "the limit of a step must be above 0 seconds, but 0.0 came"),
     ],
 )
 def test_wrong_options_of_navigation(options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:

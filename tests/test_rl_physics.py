@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def ants(world: Ant) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize("task", GOALS)
 def test_the_papers_ant_by_hand(task: Any) -> None:
     world = Ant(task)
-    _, positions, velocities = ants(world)
+    seen, positions, velocities = ants(world)
     actions = np.random.default_rng(0).uniform(-1.5, 1.5, size=(40, 4, 8))
     lived = [world.step(torch.tensor(a).reshape(2, 2, 8)) for a in actions]
     spec = mujoco.MjSpec.from_file(str(Path(gymnasium.__file__).parent / "envs/mujoco/assets/ant.xml"))
@@ -112,14 +113,12 @@ def test_the_papers_ant_by_hand(task: Any) -> None:
     for sim in range(4):
         data = mujoco.MjData(model)
         data.qpos[:], data.qvel[:] = positions[sim], velocities[sim]
+        np.testing.assert_allclose(seen.reshape(4, -1)[sim, 29:113].numpy(), felt_at(model, data).ravel(), atol=1e-9)
         for step, (observations, rewards, ended) in enumerate(lived):
             data.ctrl[:] = actions[step, sim].clip(-1, 1)
-            mujoco.mj_forward(model, data)
-            mujoco.mj_rnePostConstraint(model, data)
-            forces = data.cfrc_ext.clip(-1, 1).copy()
-            felt += abs(forces).sum()
             mujoco.mj_step(model, data)
-            mujoco.mj_step1(model, data)
+            forces = felt_at(model, data)  # rllab, too, computes all anew at the new state
+            felt += abs(forces).sum()
             mujoco.mj_subtreeVel(model, data)
             state = [data.qpos, data.qvel, forces.ravel(), data.xmat[torso], data.subtree_com[torso]]
             np.testing.assert_allclose(observations.reshape(4, -1)[sim].numpy(), np.concatenate(state), atol=1e-9)
@@ -129,6 +128,33 @@ def test_the_papers_ant_by_hand(task: Any) -> None:
             assert rewards.flatten()[sim].item() == pytest.approx(reward, abs=1e-9)
             assert bool(ended.flatten()[sim]) == (not 0.2 <= data.qpos[2] <= 1.0)
     assert felt > 0, "no foot touched the ground"
+
+
+def test_the_models_have_the_facts_of_the_papers() -> None:
+    cheetah, ant = HalfCheetah("velocity"), Ant("velocity")
+    reset(cheetah)
+    ants(ant)
+    model = cheetah.physics.model
+    assert (model.actuator_gear[:, 0] * model.actuator_ctrlrange[:, 1]).tolist() == [120, 90, 60, 120, 60, 30]
+    assert model.opt.timestep == 0.01
+    model = ant.physics.model
+    assert (model.actuator_gear[:, 0] * model.actuator_ctrlrange[:, 1]).tolist() == [150] * 8
+    assert model.opt.timestep == 0.02
+    assert model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
+    assert model.dof_armature[6:].tolist() == model.dof_damping[6:].tolist() == [1] * 8
+    assert np.unique(model.geom_solref, axis=0).tolist() == [[0.02, 1]]
+    assert np.unique(model.geom_solimp[:, :3], axis=0).tolist() == [[0.8, 0.8, 0.01]]
+    torso = model.geom(model.body("torso").geomadr[0])
+    volume = 4 / 3 * math.pi * torso.size[0] ** 3
+    assert model.body("torso").mass[0] >= 5 * volume, "a density of 5: the ball, and the beginnings of the legs"
+    assert model.body("torso").mass[0] < 2 * 5 * volume
+
+
+def felt_at(model: Any, data: Any) -> Any:
+    """Contact forces at the state of now, each cut to [-1, 1]."""
+    mujoco.mj_forward(model, data)
+    mujoco.mj_rnePostConstraint(model, data)
+    return data.cfrc_ext.clip(-1, 1).copy()
 
 
 @pytest.mark.parametrize("task", GOALS)

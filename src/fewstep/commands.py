@@ -28,6 +28,7 @@ PATHS = {"init_from", "root", "data", "split_file"}
 FREE_FIELDS = {
     "iterations", "device", "log_every", "test_episodes", "pretrain_iterations", "recurrent_iterations",
     "first_order_iterations", "ablations", "root", "plan_seconds", "memory_limit", "keep", "skip_failures",
+    "step_limit",
 }  # fmt: skip
 
 

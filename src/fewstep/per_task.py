@@ -76,7 +76,10 @@ class _PerTask(torch.autograd.Function):
                     full[i] = value
                 return function(*full)
 
-            result: tuple[Tensor, ...] = torch.func.jvp(moved, tuple(point[i] for i in moving), directions)[1]
+            # The transpose of the transpose: forward mode does not nest, and this is called within it.
+            values, pull, *_ = torch.func.vjp(moved, *(point[i] for i in moving))
+            push = torch.func.vjp(lambda *v: pull(v), *map(torch.zeros_like, values))[1]
+            result: tuple[Tensor, ...] = push(directions)
             return result
 
         with ctx.moment.again():

@@ -54,7 +54,10 @@ def reptile(model: nn.Module, loss: Loss, *, lr: float, steps: int = 1, pool: bo
     (0.64, 0.2)
     """
     if pool and options.get("stream"):
-        raise InputError("a stream of support batches cannot be joined with the query set; use pool=False")
+        raise InputError(
+            "a stream of support batches cannot be joined with the query set; use pool=False "
+            "(--algorithm-options pool=False)"
+        )
     return Learner(model, loss, SGD(lr), steps=steps, derivative="none", outer=PseudoGradient(pool), **options)
 
 

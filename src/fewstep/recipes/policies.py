@@ -59,7 +59,9 @@ class PolicyRecipe(Recipe):
     horizon: int = 200
     """Steps of a trajectory at most."""
     skip_failures: bool = False
-    """Training goes on without tasks in which the environment raises or gives NaN; else they stop it."""
+    """Training goes on without tasks in which the environment raises, gives NaN or never ends; else they stop it."""
+    step_limit: float | None = 300.0
+    """Seconds that the environment may take for a step of all trajectories; a task that takes longer has failed."""
     discount: float = 0.99
     """Of later rewards (gamma)."""
     decay: float = 1.0
@@ -114,7 +116,7 @@ class PolicyRecipe(Recipe):
                 raise InputError(f"--{name} must be from 0 to 1, but {getattr(self, name)} came")
         if self.plan:
             raise InputError("engines are not planned for policies yet; choose with --method, --chunk and --compile")
-        for name in ("recurrent_iterations", "first_order_iterations"):
+        for name in ("pretrain_iterations", "recurrent_iterations", "first_order_iterations"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name.replace('_', '-')} must be at least 0, but {getattr(self, name)} came")
         if self.first_order_iterations and (self.derivative == "none" or self.algorithm == "fomaml"):
@@ -137,12 +139,12 @@ class PolicyRecipe(Recipe):
                 f"{option} {value} has no part in --outer {self.outer}; leave it out, or give {option} {default} where "
                 "the recipe brings it along"
             )
+        self.region  # noqa: B018  raises where its settings are wrong
         if self.outer == "trpo":
             for name in ("stride", "inner_stride"):
                 if gcd(value := getattr(self, name), self.trajectories) > 1:
                     about = f"--{name.replace('_', '-')} {value} and --trajectories {self.trajectories}"
                     raise InputError(f"{about} have a common divisor")
-        self.region  # noqa: B018  raises where its settings are wrong
 
     @property
     def summary(self) -> str:
@@ -220,13 +222,14 @@ class PolicyRecipe(Recipe):
     def explorer(self, learner: Learner, world: Environment, trajectories: int) -> Explorer:
         """Gives a learner what it lives through in a world."""
         return Explorer(learner, world, trajectories=trajectories, discount=self.discount, decay=self.decay,
-                        skip_failures=self.skip_failures)  # fmt: skip
+                        skip_failures=self.skip_failures, limit=self.step_limit)  # fmt: skip
 
     def seen_by(self, learner: Learner) -> Judged:
         policy, world = learner.model, self.environment
         assert isinstance(policy, Policy)
         if isinstance(policy, RecurrentPolicy):
-            return InContext(learner, world, self.test_trajectories, skip_failures=self.skip_failures)
+            return InContext(learner, world, self.test_trajectories, skip_failures=self.skip_failures,
+                             limit=self.step_limit)  # fmt: skip
         if policy.observations > world.observations:
             world = Told(world, policy.observations - world.observations)
         judged = copy.deepcopy(learner)

@@ -94,24 +94,30 @@ class Explorer:
         the policy lived through with the parameters of that moment
     trajectories : of each task, before each step and after the last
     discount, decay : gamma and lambda of the advantages
-    skip_failures : `lived` leaves tasks out in which the environment raises or gives NaN; else they are an error
+    skip_failures : `lived` leaves tasks out in which the environment raises, gives NaN or takes too long; else they are
+        an error
+    limit : seconds that the environment may take for a step of all trajectories; None waits for ever
     """
 
     def __init__(self, learner: Learner, environment: Environment, *, trajectories: int = 20, discount: float = 0.99,
-                 decay: float = 1.0, skip_failures: bool = False) -> None:  # fmt: skip
+                 decay: float = 1.0, skip_failures: bool = False, limit: float | None = None) -> None:  # fmt: skip
         if not isinstance(learner.model, Policy):
             raise InputError(f"the learner's model must be a policy, but a {type(learner.model).__name__} came")
         if not learner.stream:
             raise InputError("each inner step has experience of its own: build the learner with stream=True")
         if trajectories < 1:
             raise InputError(f"there must be at least 1 trajectory of each task, but {trajectories} came")
+        if environment.horizon < 1:
+            raise InputError(f"the environment's horizon must be at least 1, but it is {environment.horizon}")
+        if limit is not None and not limit > 0:
+            raise InputError(f"the limit of a step must be above 0 seconds, but {limit} came")
         for name, value in (("discount", discount), ("decay", decay)):
             if not 0 <= value <= 1:
                 raise InputError(f"the {name} must be from 0 to 1, but {value} came")
         check_fit(learner.model, environment)
         self.learner, self.policy, self.environment = learner, learner.model, environment
         self.trajectories, self.discount, self.decay = trajectories, discount, decay
-        self.skip_failures = skip_failures
+        self.skip_failures, self.limit = skip_failures, limit
         self.left_out, self._steps, self._seconds = 0, 0, 0.0
 
     @property
@@ -186,7 +192,7 @@ class Explorer:
         def live(chosen: slice) -> Trajectories:
             generators = [numbered_generator(int(seed), step) for seed in seeds[chosen]]
             own = {name: value[chosen] for name, value in stacked.items()}
-            return rollout(self.policy, own, self.environment, goals[chosen], self.trajectories, generators)
+            return rollout(self.policy, own, self.environment, goals[chosen], self.trajectories, generators, self.limit)
 
         started = time.perf_counter()
         try:
@@ -195,12 +201,19 @@ class Explorer:
             raise
         except Exception as error:  # an environment fails in any way
             reason = f"{type(error).__name__}: {str(error).strip() or 'without a word'}".splitlines()[0]
-            if not (failed := _failing(live, len(goals))):
-                raise InputError(
-                    f"the environment failed after {step} inner steps with all {len(goals)} tasks together and with "
-                    f"none alone ({reason}); take fewer tasks at a time, or try again"
-                ) from error
-            raise ExploringError(failed, goals, seeds, step, reason) from error
+            if failed := _failing(live, len(goals)):
+                raise ExploringError(failed, goals, seeds, step, reason) from error
+            told = InputError(
+                f"the environment failed after {step} inner steps with all {len(goals)} tasks together and with "
+                f"none alone ({reason}); take fewer tasks at a time, or try again"
+            )
+            if not self.skip_failures:
+                raise told from error
+            narrate(f"once more, for {told}")
+            try:
+                lived = live(slice(None))
+            except Exception:
+                raise told from error
         self._seconds += time.perf_counter() - started
         self._steps += int(lived.mask.sum())  # what follows an end is not stepped through
         acted = lived.outputs.isfinite().all(-1) | ~lived.observations.isfinite().all(-1)

@@ -83,17 +83,19 @@ class InContext:
     """Judges a recurrent policy: "after n steps" is the return of episode n + 1, with the memory of those before.
 
     learner : of a `RecurrentPolicy`;  world : of one episode;  trajectories : trials of each task
-    skip_failures : as in `Explorer`
+    skip_failures, limit : as in `Explorer`
     """
 
-    def __init__(self, learner: Learner, world: Environment, trajectories: int, *, skip_failures: bool = False) -> None:
+    def __init__(self, learner: Learner, world: Environment, trajectories: int, *, skip_failures: bool = False,
+                 limit: float | None = None) -> None:  # fmt: skip
         self.learner, self.world, self.trajectories = learner, world, trajectories
-        self.skip_failures = skip_failures
+        self.skip_failures, self.limit = skip_failures, limit
 
     def path(self, tasks: Task, steps: int, at: Collection[int] | None = None) -> list[Point]:
         """The return in each episode, with its sign turned, as a loss [K]: of what did not fail."""
         trials = Trials(self.world, steps + 1)
-        explorer = Explorer(self.learner, trials, trajectories=self.trajectories, skip_failures=self.skip_failures)
+        explorer = Explorer(self.learner, trials, trajectories=self.trajectories, skip_failures=self.skip_failures,
+                            limit=self.limit)  # fmt: skip
         (lived,) = explorer.lived(tasks, 0)[1]
         rewards = lived.rewards.reshape(*lived.rewards.shape[:-1], steps + 1, self.world.horizon)
         returns = rewards.sum(-1).mean(1)

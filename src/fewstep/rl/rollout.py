@@ -14,6 +14,7 @@ from fewstep.rl.environments import Environment
 from fewstep.rl.experience import Experience, Trajectories
 from fewstep.rl.policies import Policy
 from fewstep.rl.returns import discounted, generalised_advantages, standardised
+from fewstep.rl.watchdog import no_longer_than
 
 
 @contextmanager
@@ -30,22 +31,29 @@ def _one_thread() -> Iterator[None]:
 @torch.no_grad()
 @_one_thread()
 def rollout(policy: Policy, theta: Tensors, environment: Environment, tasks: Tensor, trajectories: int,
-            generators: Sequence[torch.Generator]) -> Trajectories:  # fmt: skip
+            generators: Sequence[torch.Generator], limit: float | None = None) -> Trajectories:  # fmt: skip
     """`trajectories` of each of the tasks [K, ...].
 
     theta : the policy's parameters by name, each with a task axis [K, ...]
     generators : one for each task, from which all of its chance comes: how the tasks are cut changes nothing
+    limit : seconds that the environment may take for a step of all, see `no_longer_than`
+    What is not finite is handed on to nobody: there it ends.
     """
     act, state = policy.acting(theta), None
     noise = torch.stack([policy.noise((environment.horizon, trajectories), own) for own in generators], 1)
     like = next(iter(theta.values()))
-    seen = environment.reset(tasks, trajectories, generators).to(like)
+    with no_longer_than(limit):
+        seen = environment.reset(tasks, trajectories, generators).to(like)
     alive = torch.ones(seen.shape[:-1], dtype=torch.bool, device=seen.device)
     steps: list[tuple[Tensor, ...]] = []
     for chance in noise.to(seen):
         outputs, state = act(seen, state)
         actions = policy.act(outputs, chance)
-        following, rewards, ended = environment.step(actions)
+        if seen.isfinite().all() and outputs.isfinite().all():
+            with no_longer_than(limit):
+                following, rewards, ended = environment.step(actions)
+        else:
+            following, rewards, ended = seen, seen.new_zeros(alive.shape), alive
         log_probs = policy.log_prob(outputs, actions)
         steps.append((seen, actions, torch.where(alive, rewards.to(like), 0.0), log_probs, outputs, alive))
         alive = alive & ~ended.to(alive.device)

@@ -46,8 +46,7 @@ def dice(policy: Policy, experience: Experience) -> Tensor:
 
 def likelihood_ratio(policy: Policy, experience: Experience) -> Tensor:
     """-mean pi / pi_old A, with pi_old the policy that acted: the outer surrogate of TRPO (Schulman et al. 2015)."""
-    ratio = (_log_probs(policy, experience) - experience.log_probs).exp()
-    return -_mean(ratio * experience.advantages, experience.mask)
+    return -_mean(_ratio(policy, experience) * experience.advantages, experience.mask)
 
 
 class Clipped:
@@ -59,7 +58,7 @@ class Clipped:
         self.clip = clip
 
     def __call__(self, policy: Policy, experience: Experience) -> Tensor:
-        ratio = (_log_probs(policy, experience) - experience.log_probs).exp()
+        ratio = _ratio(policy, experience)
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         lower = torch.minimum(ratio * experience.advantages, clipped * experience.advantages)
         return -_mean(lower, experience.mask)
@@ -70,6 +69,11 @@ INNER = {"reinforce": reinforce, "lvc": lvc, "dice": dice}
 
 def _log_probs(policy: Policy, experience: Experience) -> Tensor:
     return policy.log_prob(policy(experience.observations), experience.actions)
+
+
+def _ratio(policy: Policy, experience: Experience) -> Tensor:
+    """pi / pi_old, and 1 where no step was taken, for there it could overflow."""
+    return torch.where(experience.mask, _log_probs(policy, experience) - experience.log_probs, 0.0).exp()
 
 
 def _one(log_probs: Tensor) -> Tensor:

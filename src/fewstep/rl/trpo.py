@@ -2,35 +2,29 @@
 
 minimise  mean_k L_k(theta'_k(theta))  where  mean_k KL(pi_old,k || pi_theta'_k) <= delta,  theta'_k after adaptation
 
-The curvature of the constraint at the old policy is exactly  mean_k J_k^T F_k J_k,  J_k = d theta'_k / d theta: F_k v
-needs first derivatives of the policy only, J v is the forward mode of the inner loop and J^T v its backward mode. All
-that is trained has to adapt.
+theta is all that is trained: the policy's parameters, and the update rule's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import gcd
-from typing import Any
+from math import gcd, inf
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.func import functional_call, jvp, vjp, vmap
 
 from fewstep.distributed import averaged
 from fewstep.engine import dot
 from fewstep.errors import DivergenceError, InputError
 from fewstep.functional import Tensors
-from fewstep.learner import Learner, last, last_step
+from fewstep.learner import Learner, last_step
+from fewstep.rl.curvature import Curvature, Vectors, adapted, check_curvature
 from fewstep.rl.divergence import divergence
-from fewstep.rl.experience import Experience
 from fewstep.rl.explorer import Explorer
 from fewstep.rl.surrogates import dice
 from fewstep.task import Task
 
-Vectors = list[Tensor]
 SHRINK, TRIES = 0.8, 15  # of the line search
 
 
@@ -54,8 +48,10 @@ class TrustRegion:
 
     def __post_init__(self) -> None:
         counts = (self.iterations, self.stride, self.inner_stride)
-        if not (self.delta > 0 and self.damping >= 0) or min(counts) < 1:
-            raise InputError(f"delta must be above 0, damping at least 0, the counts at least 1, but {self} came")
+        if not (0 < self.delta < inf and 0 <= self.damping < inf) or min(counts) < 1:
+            raise InputError(
+                f"delta must be above 0, damping at least 0, both finite, the counts at least 1, but {self} came"
+            )
 
 
 class TRPO:
@@ -69,7 +65,7 @@ class TRPO:
 
     def __init__(self, explorer: Explorer, region: TrustRegion | None = None) -> None:
         self.explorer, self.region = explorer, region or TrustRegion()
-        _check_curvature(explorer.learner)
+        check_curvature(explorer.learner)
         strides = (self.region.stride, self.region.inner_stride)
         if explorer.policy.remembers and max(strides) > 1:
             raise InputError("a policy that remembers would remember another past: stride=1 and inner_stride=1")
@@ -98,7 +94,7 @@ class TRPO:
             loss = _loss_at(theta, learner, experience)
         own = torch.autograd.grad(loss, self.parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
         loss, *gradient = averaged([loss.detach(), *own], tasks.size)
-        curvature = Curvature(learner, self.parameters, experience, region, theta)
+        curvature = Curvature(learner, self.parameters, experience, theta, region.stride, region.inner_stride)
 
         def damped(v: Vectors) -> Vectors:
             product = averaged(curvature(v), tasks.size)
@@ -130,105 +126,6 @@ class TRPO:
         self.divergence = 0.0
         for value, before in zip(self.parameters, start, strict=True):
             value.copy_(before)
-
-
-def _check_curvature(learner: Learner) -> None:
-    """Raise `InputError` where something is trained whose part in the curvature is not known here."""
-    adapted = {id(value) for value in learner.objective.parameters(learner.objective.adapted)}
-    others = [name for name, value in learner.named_parameters() if value.requires_grad and id(value) not in adapted]
-    if others:
-        raise InputError(
-            f"TRPO knows the curvature of what adapts, but {', '.join(others[:3])} is trained and does not adapt; take "
-            "Adam (`Ascent`; --outer ppo or adam on the command line)"
-        )
-
-
-class Curvature:
-    """v -> mean_k J_k^T F_k J_k v, the second derivative at theta of the mean KL(pi_old,k || pi_theta'_k).
-
-    It holds where pi_old,k is pi_theta'_k, as right after exploring. v like the learner's parameters.
-    region : its strides
-    theta : theta'_k, after all that was lived through
-    """
-
-    def __init__(self, learner: Learner, parameters: Sequence[Tensor], experience: Task, region: TrustRegion,
-                 theta: Tensors) -> None:  # fmt: skip
-        self.learner, self.parameters = learner, parameters
-        self.support = thinned(experience.support, region.inner_stride)
-        self.query = thinned(experience.query, region.stride)
-        taken = self.query.mask.to(self.query.outputs.dtype)
-        self.weights = taken / taken.sum((1, 2), keepdim=True).clamp_min(1)
-        self.adapted = theta if region.inner_stride == 1 else self._adapted()
-        self.theta = {name: value.detach() for name, value in theta.items()}
-
-    def __call__(self, v: Vectors) -> Vectors:
-        return self._backward(self._fisher(self._forward(v)))
-
-    def _adapted(self) -> Tensors:
-        return adapted(self.learner, self.support)
-
-    def _forward(self, v: Vectors) -> Tensors:
-        """J v."""
-        with forward_ad.dual_level(), torch.no_grad():
-            dual = {
-                id(p): forward_ad.make_dual(torch.zeros_like(p), part)  # type: ignore[no-untyped-call]
-                for p, part in zip(self.parameters, v, strict=True)
-            }
-            with self.learner.objective.shifted(dual):
-                moved = [(name, forward_ad.unpack_dual(value)) for name, value in self._adapted().items()]  # type: ignore[no-untyped-call]
-        zero = torch.zeros_like
-        return {name: zero(self.theta[name]) if dual.tangent is None else dual.tangent for name, dual in moved}
-
-    def _fisher(self, tangent: Tensors) -> Tensors:
-        """F_k v_k of each task, over its experience."""
-        policy: Any = self.learner.model
-
-        def one(theta: Tensors, tangent: Tensors, seen: Tensor, outputs: Tensor, weights: Tensor) -> Tensors:
-            def forward(own: Tensors) -> Tensor:
-                named = {name.removeprefix("model."): value for name, value in own.items()}
-                result: Tensor = functional_call(policy, named, (seen,))
-                return result
-
-            moved = jvp(forward, (theta,), (tangent,))[1]
-            back: Any = vjp(forward, theta)[1]
-            product: Tensors = back(policy.fisher(outputs, moved) * weights[..., None])[0]
-            return product
-
-        query = self.query
-        found: Tensors = vmap(one)(self.theta, tangent, query.observations, query.outputs, self.weights)
-        return found
-
-    def _backward(self, u: Tensors) -> Vectors:
-        """mean_k J_k^T u_k."""
-        names = list(self.adapted)
-        grads = torch.autograd.grad(
-            [self.adapted[name] for name in names], self.parameters, [u[name] / len(self.weights) for name in names],
-            retain_graph=True, allow_unused=True, materialize_grads=True,
-        )  # fmt: skip
-        return list(grads)
-
-
-def adapted(learner: Learner, support: Experience) -> Tensors:
-    """theta' [K, ...], after the inner steps in training."""
-    theta = last(learner.inner_loop(support, learner.steps))
-    if learner.objective.is_stacked(theta):
-        return theta
-    return {name: value.expand(len(support.mask), *value.shape) for name, value in theta.items()}
-
-
-def thinned(experience: Experience, stride: int) -> Experience:
-    """Each `stride`-th step lived through, as one trajectory [..., 1, n, ...].
-
-    Steps are counted across the trajectories at each moment, so that every trajectory and every moment keeps its share:
-    with whole trajectories left out, the curvature misleads.
-    """
-    if stride == 1:
-        return experience
-    axis = experience.mask.dim() - 2  # of the trajectories
-    *steps, returns = experience
-    rows = [part.transpose(axis, axis + 1).flatten(axis, axis + 1) for part in steps]
-    kept = [part[(slice(None),) * axis + (slice(None, None, stride),)].unsqueeze(axis) for part in rows]
-    return Experience._make([*kept, returns])
 
 
 def loss_and_divergence(learner: Learner, experience: Task) -> tuple[Tensor, Tensor]:

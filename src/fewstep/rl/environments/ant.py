@@ -36,8 +36,8 @@ class Ant(Runner):
 
     def build(self, count: int) -> Physics:
         if self.flavour == "paper":
-            return Physics(self.file, "torso", count, 1, contacts=True, change=_as_in_rllab)
-        return Physics(self.file, "torso", count, 5, contacts=True)
+            return Physics(self.file, "torso", count, 1, contacts="after", change=_as_in_rllab)
+        return Physics(self.file, "torso", count, 5, contacts="before")
 
     def start(self, trajectories: int, generators: Sequence[torch.Generator]) -> tuple[Any, Any]:
         if self.flavour == "paper":

@@ -35,7 +35,7 @@ class Humanoid(Runner):
     weight = 1.25
 
     def build(self, count: int) -> Physics:
-        return Physics(self.file, "torso", count, 5, contacts=True)
+        return Physics(self.file, "torso", count, 5, contacts="before")
 
     def direction(self, drawn: Tensor) -> Tensor:
         return torch.cat([(2 * math.pi * drawn).cos(), (2 * math.pi * drawn).sin()], -1)

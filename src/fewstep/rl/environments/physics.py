@@ -30,22 +30,24 @@ class Physics:
     model : MuJoCo's, as it is before `multiply`
     positions, velocities : of all simulations, live views [count, ...] in float64; written by `start`
     centre, centre_velocity : of the mass of the whole body [count, 3], at the state after `step`
-    contacts : forces and torques of contacts on each body [count, bodies, 6], in the last physics step
+    contacts : forces and torques of contacts on each body [count, bodies, 6]
     turned : the rotation of the torso [count, 9]
 
     file : of the model, among those that come with Gymnasium;  root : the body whose subtree is the whole body
-    frame_skip : physics steps in a step;  contacts : whether their forces are wanted
+    frame_skip : physics steps in a step;  contacts : whether their forces are wanted, of where the last physics step
+        began, or of the state after it, which takes half a physics step more
     change : what is changed in the model
     """
 
-    def __init__(self, file: str, root: str, count: int, frame_skip: int, *, contacts: bool = False,
+    def __init__(self, file: str, root: str, count: int, frame_skip: int, *,
+                 contacts: Literal["none", "before", "after"] = "none",
                  change: Callable[[Any], None] = lambda spec: None) -> None:  # fmt: skip
         mujoco, batch = modules()
         spec, mass = _specification(file)
         change(spec)
         # Else MuJoCo puts a simulation that diverges back at rest without a word, and it goes on to earn rewards.
         spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
-        if contacts:  # MuJoCo computes them where a sensor of accelerations asks for it
+        if contacts != "none":  # MuJoCo computes them where a sensor of accelerations asks for it
             spec.body(root).add_site(name="inside")
             felt = spec.add_sensor(name="felt", type=mujoco.mjtSensor.mjSENS_ACCELEROMETER)
             felt.objtype, felt.objname = mujoco.mjtObj.mjOBJ_SITE, "inside"
@@ -60,13 +62,13 @@ class Physics:
         self.model = model
         self.rest, self._root = model.qpos0.copy(), model.body(root).id
         self._sensor = int(model.sensor("centre").adr[0])
-        self._stage = mujoco.mjtStage.mjSTAGE_VEL
+        self._stage = mujoco.mjtStage.mjSTAGE_ACC if contacts == "after" else mujoco.mjtStage.mjSTAGE_VEL
         # One state for each simulation: then the stages after a step are those that the next step begins with.
         self._batch = batch.Batch(model, count, max(1, cores() // processes_here()), persistent=True)
         self.positions, self.velocities, self._controls, self._sensors, self._rotations = (
             self._batch.bind(name) for name in ("qpos", "qvel", "ctrl", "sensordata", "xmat")
         )
-        self.contacts: Any = self._batch.bind("cfrc_ext") if contacts else None
+        self.contacts: Any = self._batch.bind("cfrc_ext") if contacts != "none" else None
 
     @property
     def centre(self) -> Any:

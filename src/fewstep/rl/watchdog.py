@@ -1,0 +1,38 @@
+"""An end for what never ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def no_longer_than(seconds: float | None) -> Iterator[None]:
+    """Raise `TimeoutError` in the middle of what takes longer; None waits for ever.
+
+    It goes by SIGALRM: in other threads than the first, and on Windows, nothing is ended, and what does not come back
+    to Python is ended once it does.
+
+    >>> with no_longer_than(0.01):
+    ...     while True: pass
+    Traceback (most recent call last):
+        ...
+    TimeoutError: it took more than 0.01 s
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def end(signum: int, frame: Any) -> None:
+        raise TimeoutError(f"it took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
