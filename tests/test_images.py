@@ -397,6 +397,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a file": (_a_file, "cannot be listed .*Not a directory"),
     "empty": (lambda top: {}, "a folder of pictures for each class, but it is empty"),
     "no class folders": (lambda top: put(top / "x.png", picture(1)), "but x.png lies there without one"),
+    "a pipe": (_with(lambda top: os.mkfifo(top / "class 0" / "pipe.png")), "pipe.png is no file, but a pipe"),
+    "a class that is gone": (_with(lambda top: (top / "gone").symlink_to("nowhere")), "gone is a link to what is not"),
     "empty class": (_with(lambda top: (top / "nothing").mkdir()), "class .*nothing has no pictures"),
     "no pictures": (_with(lambda top: put(top / "texts" / "a.txt", b"x")), r"texts has no pictures \(.png"),
     "corrupt": (_with(lambda top: put(top / "class 0" / "x.jpg", b"x")), "x.jpg cannot be read as a picture"),

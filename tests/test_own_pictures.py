@@ -218,20 +218,44 @@ def test_a_residual_net_warmed_up_on_augmented_pictures(world: Path, tmp_path: P
     assert kinds[-1]["augmentation"] == "the support set and 4 changed copies of it"
 
 
+def test_too_few_classes_for_the_ways(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = fails(capsys, "train", "image-folder", "--data", str(world / "pictures"), "--ways", "7", "--queries", "2")
+    assert "7 ways asked of" in told
+    assert "or say in a --split-file which are for what" in told
+
+
+def test_a_net_of_ones_own_is_not_saved_as_a_recipes(tmp_path: Path) -> None:
+    own = Classifier(torch.nn.Flatten(), ("a", "b"), Form(8), {"normalisation": "support"})
+    with pytest.raises(InputError, match="only a net of a recipe can be made again from a file"):
+        own.save(tmp_path / "adapted")
+    assert not (tmp_path / "adapted").exists()
+
+
 def test_two_runs_on_the_same_tasks(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = ["--episodes", "30"]
     other = ["--data", str(world / "pictures"), *QUICK.split(), *LESS.split()]
     main(["train", "image-folder", *other, "--seed", "1", "--out", str(tmp_path / "other")])
     capsys.readouterr()
-    main(["compare", str(world / "run"), str(tmp_path / "other")])
+    main(["compare", str(world / "run"), str(tmp_path / "other"), *many])
     out = capsys.readouterr().out
     assert "difference" in out
     main(["train", "image-folder", *other, "--split-seed", "1", "--iterations", "2", "--out", str(tmp_path / "split")])
     assert "or their data differ" in fails(capsys, "compare", str(world / "run"), str(tmp_path / "split"))
-    main(["compare", str(world / "run"), str(world / "run")])
+    main(["compare", str(world / "run"), str(world / "run"), *many])
     assert "0.00 ± 0.00" in capsys.readouterr().out
     main(["train", "image-folder", *other, "--ways", "2", "--out", str(tmp_path / "two")])
     told = fails(capsys, "compare", str(world / "run"), str(tmp_path / "two"))
     assert "only runs on the same test tasks can be compared" in told
+    main(["compare", str(world / "run"), str(tmp_path / "two"), "--ways", "2", *many])
+    assert "2-way, 1-shot" in " ".join(capsys.readouterr().out.split())
+    main(["train", "image-folder", *other, "--test-queries", "3", "--out", str(tmp_path / "three")])
+    capsys.readouterr()
+    main(["compare", str(world / "run"), str(tmp_path / "three"), *many])
+    rows = [line for line in capsys.readouterr().out.splitlines() if "per class" in line]
+    assert rows, "what both are judged on is compared"
+    assert not any("3 queries" in row for row in rows)
+    few = fails(capsys, "compare", str(world / "run"), str(tmp_path / "other"), "--episodes", "29")
+    assert "a comparison needs at least 30 test tasks, but --episodes 29 came" in few
 
 
 def test_methods_with_a_start_of_their_own_and_those_that_take_no_other_ways(

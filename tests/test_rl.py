@@ -854,12 +854,12 @@ def test_runs_in_which_tasks_failed_are_not_compared(
     for name in ("one", "other"):
         main(["train", "navigation", *SMALL, "--skip-failures", "--out", str(tmp_path / name)])
     monkeypatch.setattr("fewstep.recipes.worlds.Navigation", lambda horizon: Broken(raises=False))
-    goals, _ = RECIPES["navigation"].episodes("test")[0].support
-    failing = int((goals[:12, 0] > 0).sum())
-    assert 0 < failing < 11
+    drawn = RECIPES["navigation"].episodes("test")
+    failing = int((torch.cat([drawn[0].support[0], drawn[1].support[0]])[:30, 0] > 0).sum())
+    assert 0 < failing < 29
     with pytest.raises(SystemExit):
-        main(["compare", str(tmp_path / "one"), str(tmp_path / "other"), "--episodes", "12"])
-    assert f"{failing} of 12 test tasks failed in {tmp_path / 'one'}" in " ".join(capsys.readouterr().err.split())
+        main(["compare", str(tmp_path / "one"), str(tmp_path / "other"), "--episodes", "30"])
+    assert f"{failing} of 30 test tasks failed in {tmp_path / 'one'}" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,10 @@ class Classifier:
     def save(self, folder: Path) -> None:
         """Write adapted.json and adapted.safetensors; a run of training in that folder is not touched."""
         run = Run(folder)
+        if "config" not in self.about:
+            raise InputError(
+                "only a net of a recipe can be made again from a file; save a model of your own by torch.save"
+            )
         if run.exists:
             raise InputError(f"{folder} holds a run of training; give another --out for the adapted classifier")
         run.delete(ABOUT)  # what is cut short between the two files must not pass for whole
@@ -100,6 +104,8 @@ def adapt_run(
     config, recipe = recipe_of(run := Run(path))
     if not isinstance(recipe, ClassificationRecipe):
         raise InputError(f"{path} is no run of picture classification, but of {config}; there is no --support for it")
+    if steps is not None and steps < 0:
+        raise InputError(f"--steps must be at least 0, but {steps} came")
     learner = recipe.learner()
     run.restore(file := run.weights_file(weights), learner)
     learner.normalisation = normalisation

@@ -31,7 +31,7 @@ from fewstep.errors import FewstepError, InputError
 from fewstep.export import export
 from fewstep.film import film_run
 from fewstep.footprint import keep_freed_memory
-from fewstep.judge import asked_for, evaluate_all, evaluate_run, file_of
+from fewstep.judge import evaluate_all, evaluate_run, file_of
 from fewstep.launch import launch
 from fewstep.options import (
     AdaptOptions,
@@ -140,6 +140,11 @@ def _shared_out(command: str, arguments: list[str], procs: int, tasks: int, devi
     return True
 
 
+def _judged_by_many(command: str, arguments: list[str], procs: int, run: Path) -> bool:
+    """The same for a command that judges a run."""
+    return procs != 1 and _shared_out(command, arguments, procs, procs, recipe_of(Run(run))[1].device)
+
+
 def _train_options(name: str, arguments: list[str]) -> tuple[Recipe, Path, int]:
     recipe = RECIPES[name]
     folder = Annotated[Path, tyro.conf.arg(help="Folder of the run; a run that is there goes on.")]
@@ -158,11 +163,9 @@ def _train_options(name: str, arguments: list[str]) -> tuple[Recipe, Path, int]:
 
 def _evaluate(arguments: list[str]) -> None:
     options = _parsed(EvaluateOptions, "fewstep evaluate", arguments)
-    if options.procs != 1:
-        device = recipe_of(Run(options.run))[1].device
-        if _shared_out("evaluate", arguments, options.procs, options.procs, device):
-            return
-    asked = asked_for(options.ways, options.shots, options.queries, options.steps)
+    if _judged_by_many("evaluate", arguments, options.procs, options.run):
+        return
+    asked = options.asked
     console = Console()
     if options.all_protocols:
         if options.normalisation or options.first_only or options.queries is not None:
@@ -180,7 +183,9 @@ def _evaluate(arguments: list[str]) -> None:
 
 def _compare(arguments: list[str]) -> None:
     options = _parsed(CompareOptions, "fewstep compare", arguments)
-    found = compare_runs(options.first, options.second, options.weights, options.episodes)
+    if _judged_by_many("compare", arguments, options.procs, options.first):
+        return
+    found = compare_runs(options.first, options.second, options.weights, options.episodes, options.asked)
     Console().print(comparison_table(str(options.first), str(options.second), found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from fewstep.errors import InputError
 from fewstep.judge import JudgedRun
+from fewstep.protocol import Protocol
 from fewstep.tables import words
 from fewstep.task import Task
+
+LEAST = 30  # tasks; the mean of fewer is not normal enough for a p
 
 
 @dataclass(frozen=True)
@@ -43,41 +47,52 @@ class Difference:
         return cls(mean, 1.96 * error, p)
 
 
-def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int | None = None) -> list[dict[str, Any]]:
+def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int | None = None,
+                 asked: Mapping[str, int] | None = None) -> list[dict[str, Any]]:  # fmt: skip
     """Two runs on the same episodes, under the protocols that their recipes share. Nothing is written.
 
+    asked : other test tasks, and other steps, than the recipes', see `fewstep.judge.asked_for`
     Raises `InputError` where they were made for different tasks, or where some tasks failed.
     """
-    runs = [JudgedRun.of(path, weights, episodes) for path in (first, second)]
-    ways = [run.recipe.protocols() for run in runs]
+    runs = [JudgedRun.of(path, weights, episodes, asked) for path in (first, second)]
+    ways = [[run.told(protocol) for protocol in run.recipe.protocols()] for run in runs]
+    pairs = [(one, other) for one in ways[0] for other in ways[1] if _alike(one, other)]
+    if not pairs:
+        (one, *_), (other, *_) = ways
+        raise InputError(
+            f"{first} is judged on {one.name} ({', '.join(words(one.about))}), {second} on {other.name} "
+            f"({', '.join(words(other.about))}), or their data differ; only runs on the same test tasks can be compared"
+        )
     found = []
-    for one, other in zip(*ways, strict=False):
-        worlds = [
-            [protocol.about.get(key) for key in ("world", "horizon", "trajectories")] for protocol in (one, other)
-        ]
+    for one, other in pairs:
         if one.episodes != other.episodes:
             counts = f"{one.episodes} test tasks, and {second} on {other.episodes}"
             raise InputError(f"{first} is judged on {counts}; say on how many both: --episodes")
-        if worlds[0] != worlds[1] or not _same(one.tasks[0], other.tasks[0]):
-            raise InputError(
-                f"{first} is judged on {one.name} ({', '.join(words(one.about))}), {second} on {other.name} "
-                f"({', '.join(words(other.about))}), or their data differ; only runs on the same test tasks can be "
-                "compared"
-            )
+        if one.episodes < LEAST:
+            raise InputError(f"a comparison needs at least {LEAST} test tasks, but --episodes {one.episodes} came")
         results = []
         for run, protocol in zip(runs, (one, other), strict=True):
-            steps = protocol.steps
-            results.append(protocol.judge(run.learners(protocol.normalisation, 1), run.recipe.metric, at=[steps]))
+            results.append(run.judge(protocol, run.learners(protocol.normalisation, 1), at=[protocol.steps]))
             if failed := protocol.episodes - results[-1].episodes:  # the others would be paired with wrong tasks
                 raise InputError(
                     f"{failed} of {protocol.episodes} test tasks failed in {run.run.path}, and were left out; runs can "
                     "only be compared where none fails: mend the environment, or end such trajectories"
                 )
+        shared = {key: value for key, value in results[0].protocol.items() if results[1].protocol.get(key) == value}
         values = [result.values[-1] for result in results if result.values is not None]
         found.append({"name": one.name, "metric": results[0].metric, "episodes": one.episodes,
-                      "protocol": results[0].protocol, "results": [result.last for result in results],
+                      "protocol": shared, "results": [result.last for result in results],
                       "difference": Difference.of(*values)})  # fmt: skip
     return found
+
+
+def _alike(one: Protocol, other: Protocol) -> bool:
+    """Whether both judge on the same tasks in the same way."""
+    kinds = [
+        (protocol.normalisation, protocol.permutations, *map(protocol.about.get, ("world", "horizon", "trajectories")))
+        for protocol in (one, other)
+    ]
+    return kinds[0] == kinds[1] and _same(one.tasks[0], other.tasks[0])
 
 
 def _same(one: Task, other: Task) -> bool:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from fewstep.judge import asked_for
+
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Judge a run on the test tasks of its recipe, beside the baselines, and write evaluation.json."""
-
-    run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+class _JudgingOptions:
     weights: Literal["best", "model"] = "best"
     """The weights that were best in validation, or the last ones."""
-    baselines: bool = True
-    """Also train (once) and judge the baselines."""
     episodes: int | None = None
     """Test tasks; None takes as many as the recipe says."""
     ways: int | None = None
@@ -29,7 +25,25 @@ class EvaluateOptions:
     queries: int | None = None
     """Query examples of each class at test, in the first protocol."""
     steps: int | None = None
-    """Inner steps at test. With one of these four the result goes to a file that is named by them."""
+    """Inner steps at test."""
+    procs: int = 1
+    """Processes on this machine that share the test tasks, with a GPU each."""
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """What of the test tasks, and of the steps, is not to be as the recipe says."""
+        return asked_for(self.ways, self.shots, self.queries, self.steps)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(_JudgingOptions):
+    """Judge a run on the test tasks of its recipe, beside the baselines, and write evaluation.json; with --ways,
+    --shots, --queries or --steps a file that is named by them."""
+
+    run: tyro.conf.Positional[Path] = field(kw_only=True)
+    """Folder of the run."""
+    baselines: bool = True
+    """Also train (once) and judge the baselines."""
     first_only: bool = False
     """Of the recipe's test protocols only the first: the paper's own."""
     all_protocols: bool = False
@@ -40,22 +54,16 @@ class EvaluateOptions:
     """By which statistics batch norm goes: those of the batch at hand, transductive as in the paper; of the support
     set; or of training tasks, overall or for each inner step. By default the batch's, and for your own pictures the
     support set's too."""
-    procs: int = 1
-    """Processes on this machine that share the test tasks, with a GPU each."""
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(_JudgingOptions):
     """Judge two runs on the same test tasks: their difference, its interval, and the chance of such a one by luck."""
 
-    first: tyro.conf.Positional[Path]
+    first: tyro.conf.Positional[Path] = field(kw_only=True)
     """Folder of a run."""
-    second: tyro.conf.Positional[Path]
+    second: tyro.conf.Positional[Path] = field(kw_only=True)
     """Folder of another, on the same data."""
-    weights: Literal["best", "model"] = "best"
-    """The weights that were best in validation, or the last ones."""
-    episodes: int | None = None
-    """Test tasks; None takes as many as the recipe says."""
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ def predict(classifier: Classifier, files: Sequence[Path], how: Format = "table"
 
     files : pictures, and folders of them
     """
+    if not files:
+        raise InputError("say which pictures: files, or folders of them")
     pictures = [each for path in files for each in (below(path) if is_folder(path) else [one_file(path)])]
     if not pictures:
         raise InputError(f"no pictures in {', '.join(map(str, files))}; give picture files, or folders of them")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fewstep.data.episodes import Episodes
+from fewstep.data.episodes import ClassEpisodes, Episodes
 from fewstep.ensemble import Ensemble
 from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation, Judged, Metric, evaluate
@@ -19,8 +19,8 @@ class Protocol:
     """How learners are judged.
 
     name : in a few words
-    tasks : which are judged; of `ClassEpisodes` these are ways, shots, queries per class and seed
-    about : the tasks and the inner loop in plain values, for tables and files
+    tasks : which are judged; of `ClassEpisodes` these are ways, shots, queries per class and augmentation
+    about : what else there is to tell of the tasks and the inner loop in plain values, for tables and files
     episodes : how many of the tasks;  steps : inner steps
     normalisation : by which statistics batch norm goes; None where there is none
     checkpoints : how many of a run answer together;  which : the best validated ones, or the last ones
@@ -42,7 +42,15 @@ class Protocol:
     @property
     def plain(self) -> dict[str, Any]:
         """What a number has to be told with."""
-        own = {} if self.normalisation is None else {"normalisation": MEANINGS[self.normalisation]}
+        own: dict[str, Any] = {}
+        if isinstance(self.tasks, ClassEpisodes):
+            own |= {"ways": self.tasks.ways, "shots": self.tasks.shots, "queries_per_class": self.tasks.queries}
+            if self.tasks.views > 1:
+                own["augmentation"] = f"the support set and {self.tasks.views - 1} changed copies of it"
+            elif self.tasks.augment is not None:
+                own["augmentation"] = "all pictures are changed"
+        if self.normalisation is not None:
+            own["normalisation"] = MEANINGS[self.normalisation]
         if self.checkpoints > 1:
             own["checkpoints"] = f"mean logits of the {self.checkpoints} {self.which} checkpoints"
         if self.permutations > 1:

@@ -57,7 +57,7 @@ def _shared(entries: Sequence[Mapping[str, Any]]) -> Json:
 def comparison_table(first: str, second: str, found: Sequence[Mapping[str, Any]]) -> Table:
     """Two runs side by side, a row for each protocol."""
     title = f"{first} and {second}: {label(found[0]['metric'])}"
-    told = ", ".join(words({**_shared(found), "queries_per_class": None, "shots": None, "inner_lr": None}))
+    told = ", ".join(words({**_shared(found), "queries_per_class": None}))
     steps = " and ".join(dict.fromkeys(str(result.step) for result in found[0]["results"]))
     about = f"the same {found[0]['episodes']:,} episodes for both, after {steps} inner steps, {told}"
     result = Table(title=Text(title), caption=Text(about))

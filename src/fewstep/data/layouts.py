@@ -127,6 +127,8 @@ def class_folders(folder: Path) -> dict[str, list[Picture]]:
             classes[entry.name] = pictures
         elif is_picture(entry.name):
             ignored.append(entry)
+        elif entry.is_symlink() and not entry.exists():
+            raise InputError(f"{entry} is a link to what is not there; mend or delete it")
     if classes:
         tell_ignored(folder, ignored, "are no pictures by their names, or lie in no class folder,")
     return classes

@@ -66,4 +66,6 @@ def stamp_of(path: Path) -> object:
         about = path.stat()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({reason(error)}); mend or delete it") from error
+    if not stat.S_ISREG(about.st_mode):  # to read a pipe would wait for ever
+        raise InputError(f"{path} is no file, but a pipe, a folder or a device; delete it")
     return str(path.absolute()), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino

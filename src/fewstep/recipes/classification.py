@@ -17,6 +17,7 @@ from fewstep.data.decode import Form
 from fewstep.data.episodes import ClassEpisodes
 from fewstep.data.layouts import Split
 from fewstep.data.table import ImageTable
+from fewstep.distributed import from_first
 from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.losses import summed_over_ways
@@ -165,11 +166,15 @@ class ClassificationRecipe(Recipe):
 
     def _pretrain(self, model: nn.Module, run: Run, iterations: int) -> dict[str, Any]:
         """Give `model` the body of a classifier of all training classes, and a head of zeros."""
-        images = ImageTable.of(self.images("train")).to(self.device)
-        classifier = self.seeded(lambda: self._network(len(images)))
-        pretrain_on_classes(classifier, images, iterations=iterations, seed=self.seed, rotate=self.rotate,
-                            augment=self.changes, run=run)  # fmt: skip
-        trained = classifier.state_dict()
+
+        def trained_weights() -> dict[str, Tensor]:
+            images = ImageTable.of(self.images("train")).to(self.device)
+            classifier = self.seeded(lambda: self._network(len(images)))
+            pretrain_on_classes(classifier, images, iterations=iterations, seed=self.seed, rotate=self.rotate,
+                                augment=self.changes, run=run)  # fmt: skip
+            return {name: value.cpu() for name, value in classifier.state_dict().items()}
+
+        trained = from_first(trained_weights)
         head = f"{head_of(model)}."
         for name, value in model.state_dict().items():
             value.copy_(torch.zeros_like(value) if name.startswith(head) else trained[name])

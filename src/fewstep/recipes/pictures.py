@@ -17,7 +17,6 @@ from fewstep.data.image_folder import load_image_folder
 from fewstep.data.layouts import Split
 from fewstep.data.mini_imagenet import load_mini_imagenet
 from fewstep.data.table import ImageTable
-from fewstep.distributed import from_first
 from fewstep.errors import InputError
 from fewstep.learner import Learner
 from fewstep.progress import narrate
@@ -75,8 +74,7 @@ class PicturesRecipe(ClassificationRecipe):
         last = found[-1]
         assert isinstance(last.tasks, ClassEpisodes)
         views = replace(last.tasks, augment=self._augmentation, views=5)
-        about = {**last.about, "augmentation": "the support set and 4 changed copies of it"}
-        return [*found, replace(last, permutations=1, tasks=views, about=about)]
+        return [*found, replace(last, permutations=1, tasks=views)]
 
     def baselines(self) -> list[Baseline]:
         return [self.pretrained(PRETRAINED, self.warm_up or self.pretrain_iterations)]
@@ -91,7 +89,7 @@ class PicturesRecipe(ClassificationRecipe):
         if self.warm_up:
             narrate(f"training on all classes for {self.warm_up} iterations first")
             (warm,) = self.baselines()
-            model.load_state_dict(from_first(lambda: trained_net(warm, run)[0].state_dict()))
+            model.load_state_dict(trained_net(warm, run)[0].state_dict())
         return model
 
 
@@ -163,6 +161,15 @@ class ImageFolderRecipe(PicturesRecipe):
         """As ever, and with each query by itself: what a classifier made by `fewstep adapt` does."""
         found = super().protocols()
         return [*found, replace(found[-1], name=f"{found[-1].name}, each by itself", normalisation="support")]
+
+    def episodes(self, split: Split) -> ClassEpisodes:
+        if (count := len(self.images(split))) < self.ways:
+            raise InputError(
+                f"{split}: {self.ways} ways asked of {count} classes; take at most --ways {count}, add classes (64 % "
+                "are for training, 16 % for validation and 20 % for the test), or say in a --split-file which are "
+                "for what"
+            )
+        return super().episodes(split)
 
     def images(self, split: Split) -> ImageTable:
         if self.data is None:
