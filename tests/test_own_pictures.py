@@ -218,6 +218,60 @@ def test_a_residual_net_warmed_up_on_augmented_pictures(world: Path, tmp_path: P
     assert kinds[-1]["augmentation"] == "the support set and 4 changed copies of it"
 
 
+NETS = '''
+from torch import nn
+
+class Block(nn.Module):
+    """As in torchvision: in-place ReLUs, a shortcut that is added in place."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += self.downsample(x)
+        return self.relu(out)
+
+def small(num_classes=1000):
+    body = [Block(1, 4, 2), Block(4, 8, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1)]
+    return nn.Sequential(*body, nn.Linear(8, num_classes))
+
+def none(num_classes=1000):
+    return num_classes
+'''
+
+
+def test_a_net_handed_in_goes_all_the_way(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nets_of_mine.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "image-folder", "--data", str(world / "pictures"), *QUICK.split(), *LESS.split()]
+    main([*train, "--network", "nets_of_mine:small", "--warm-up", "3", "--inner-lr", "0.01", "--out", "run"])
+    warm = Run(Path("run")).load_weights("baselines/pre-trained-on-all-classes--fine-tuned.safetensors")
+    assert int(warm["0.bn1.num_batches_tracked"]) == 3
+    main(["evaluate", "run"])
+    main(["adapt", "run", "--support", str(world / "support4"), "--out", "adapted"])
+    capsys.readouterr()
+    main(["predict", "adapted", str(world / "support4"), "--format", "json"])
+    found = json.loads(capsys.readouterr().out)
+    assert {len(row["probabilities"]) for row in found} == {4}
+    for network, message in {
+        "nets_of_mine:large": "there is no network 'nets_of_mine:large'",
+        "nets_of_mine:none": "(TypeError: it gives a int, not a torch.nn.Module)",
+        "nets_of_mine:Block": "Block(num_classes=3) is no net that tells 3 classes apart by pictures [1, 16, 16]",
+        "resnet": "--network must be conv, mlp, resnet12 or MODULE:FUNCTION",
+    }.items():
+        assert message in fails(capsys, *train, "--network", network, "--out", "other")
+        assert not Path("other").exists()
+
+
 def test_too_few_classes_for_the_ways(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = fails(capsys, "train", "image-folder", "--data", str(world / "pictures"), "--ways", "7", "--queries", "2")
     assert "7 ways asked of" in told

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from fewstep.data.mini_imagenet import load_mini_imagenet
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 from fewstep.learner import Learner
+from fewstep.models.own import own_network
 from fewstep.progress import narrate
 from fewstep.protocol import Protocol
 from fewstep.recipes.classification import PRETRAINED, ClassificationRecipe
@@ -26,13 +27,16 @@ from fewstep.run import Run
 
 AUTHORS_CLIPS = (10 / 15, 10 * 5 / 15)  # of the named recipes
 
+FIXED_NORMS = ("conv", "mlp")  # the networks whose norms go by the batch, and do not adapt, as in the paper
+
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesRecipe(ClassificationRecipe):
     """Colour pictures, of whose nets and augmentations characters have no use."""
 
-    network: Literal["conv", "mlp", "resnet12"] = "conv"  # type: ignore[assignment]
-    """Four convolutions, fully connected layers 256-128-64-64, or a residual net of 12 layers."""
+    network: str = "conv"  # type: ignore[assignment]
+    """conv, four convolutions; mlp, fully connected layers 256-128-64-64; resnet12, a residual net of 12 layers; or
+    MODULE:FUNCTION, which is called with num_classes=..., such as torchvision.models:resnet18, or one of yours."""
     filters: int = 32
     """Of each convolution; of the residual net's first block, and 2.5, 5 and 10 times as many in the others."""
     augment: bool = False
@@ -44,22 +48,28 @@ class PicturesRecipe(ClassificationRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.network not in FIXED_NORMS and self.network != "resnet12" and ":" not in self.network:
+            raise InputError(
+                f"--network must be conv, mlp, resnet12 or MODULE:FUNCTION, which builds a net, but {self.network} came"
+            )
         if self.warm_up and self.init_from:
             raise InputError("--warm-up trains new weights, and --init-from names other ones to begin with; give one")
 
     @property
     def adapting(self) -> str:
-        return "*" if self.network == "resnet12" else super().adapting
+        return super().adapting if self.network in FIXED_NORMS else "*"
 
     def _network(self, ways: int) -> nn.Module:
         if self.network == "resnet12":
             widths = [self.filters * times // 2 for times in (2, 5, 10, 20)]
             return models.resnet12(ways, channels=self.channels, widths=widths)
+        if self.network not in FIXED_NORMS:
+            return own_network(self.network, ways, (self.channels, self.side, self.side))
         return super()._network(ways)
 
     @property
     def learner_options(self) -> dict[str, Any]:
-        return {"normalisation": "batch"} if self.network == "resnet12" else {}
+        return {} if self.network in FIXED_NORMS else {"normalisation": "batch"}
 
     @property
     def changes(self) -> Augment | None:
