@@ -309,7 +309,7 @@ def test_two_runs_on_the_same_tasks(world: Path, tmp_path: Path, capsys: pytest.
     assert rows, "what both are judged on is compared"
     assert not any("3 queries" in row for row in rows)
     few = fails(capsys, "compare", str(world / "run"), str(tmp_path / "other"), "--episodes", "29")
-    assert "a comparison needs at least 30 test tasks, but --episodes 29 came" in few
+    assert "a comparison needs at least 30 test tasks, but 29 came" in few
 
 
 def test_methods_with_a_start_of_their_own_and_those_that_take_no_other_ways(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import signal
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +54,7 @@ from fewstep.rl.experience import Experience
 from fewstep.rl.returns import discounted, generalised_advantages, standardised
 from fewstep.rl.surrogates import INNER, Clipped, dice, likelihood_ratio, lvc, reinforce
 from fewstep.rl.trpo import loss_and_divergence
+from fewstep.rl.watchdog import no_longer_than
 from fewstep.updates import SGD
 from tests.reference import relative_error
 from tests.test_distributed import on_ranks
@@ -720,11 +723,30 @@ def test_what_never_ends_is_named_and_left_out() -> None:
     tasks = tasks_of(3)
     failing = tasks.support[0][:, 0] > 0
     assert 0 < failing.sum() < 3
-    with pytest.raises(InputError, match=rf"{failing.sum()} of 3 .* \(TimeoutError: it took more than 0.2 s\): task "):
+    with pytest.raises(InputError, match=r"1 or more of 3 .* \(TimeoutError: it took more than 0.2 s\): task "):
         TRPO(Explorer(build(), Endless(6), trajectories=4, limit=0.2))(tasks)
     step = TRPO(Explorer(build(), Endless(6), trajectories=4, limit=0.2, skip_failures=True))
     step(tasks)
     assert step.about["tasks_left_out"] == failing.sum()
+
+
+def test_alarms_of_others_are_left_alone() -> None:
+    rung: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: rung.append(number))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with no_longer_than(60):  # theirs comes sooner
+            time.sleep(0.3)
+        assert rung == [signal.SIGALRM]
+        signal.setitimer(signal.ITIMER_REAL, 60)
+        with pytest.raises(TimeoutError), no_longer_than(0.05):
+            time.sleep(1)
+        assert 50 < signal.getitimer(signal.ITIMER_REAL)[0] < 60
+        with pytest.raises(TimeoutError), no_longer_than(0.3), no_longer_than(0.6):
+            time.sleep(1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_what_fails_once_is_tried_again(capsys: Any) -> None:
@@ -1050,7 +1072,8 @@ def test_a_recipes_own_number_of_tasks_at_a_time_is_of_vmap_only() -> None:
         (["--pretrain-iterations", "-1"], "--pretrain-iterations must be at least 0, but -1 came"),
         (["--damping", "inf"], "both finite"),
         (["--stride", "0"], "the counts at least 1"),
-        (["--step-limit", "0"], "the limit of a step must be above 0 seconds, but 0.0 came"),
+        (["--step-limit", "0"], "the limit of a step must be above 0 seconds and finite, but 0.0 came"),
+        (["--step-limit", "inf"], "be above 0 seconds and finite, but inf came"),
     ],
 )
 def test_wrong_options_of_navigation(options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:

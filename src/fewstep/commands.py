@@ -42,16 +42,17 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     elif (out / "trainer.pt").exists():
         raise InputError(f"{out} holds a checkpoint whose config.json is gone; delete it, or give another --out")
     check_processes(processes_here(), recipe.meta_batch, recipe.device)
-    learner, episodes, state = recipe.learner(), recipe.episodes("train"), run.load_state()
+    learner, episodes = recipe.learner(), recipe.episodes("train")
+    done = from_first(lambda: (run.load_state() or {"step": None})["step"])
     recipe.episodes("validation"), recipe.protocols()  # what cannot be judged is not worth training
     recipe.check(learner, episodes)  # nor is what these tasks, or these processes, do not allow
-    if state is None and recipe.init_from:
+    if done is None and recipe.init_from:
         begin_from(recipe.init_from, learner)
     run.write_json("config.json", config)
-    done = state["step"] if state else 0
-    narrate(f"{name}: iteration {done} of {recipe.iterations}, in {out}")
-    if state is None and not recipe.init_from:
+    narrate(f"{name}: iteration {done or 0} of {recipe.iterations}, in {out}")
+    if done is None and not recipe.init_from:
         learner = recipe.learner(recipe.first_model(run))
+    done = done or 0
     if recipe.plan and done < recipe.iterations:
         learner.engine = from_first(lambda: _planned_engine(recipe, run, learner, episodes))
     with progress(recipe.iterations, done=done) as report:

@@ -69,7 +69,9 @@ def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int
             counts = f"{one.episodes} test tasks, and {second} on {other.episodes}"
             raise InputError(f"{first} is judged on {counts}; say on how many both: --episodes")
         if one.episodes < LEAST:
-            raise InputError(f"a comparison needs at least {LEAST} test tasks, but --episodes {one.episodes} came")
+            raise InputError(
+                f"a comparison needs at least {LEAST} test tasks, but {one.episodes} came; say how many: --episodes"
+            )
         results = []
         for run, protocol in zip(runs, (one, other), strict=True):
             results.append(run.judge(protocol, run.learners(protocol.normalisation, 1), at=[protocol.steps]))

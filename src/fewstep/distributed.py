@@ -27,7 +27,9 @@ from fewstep.task import Task
 
 T = TypeVar("T")
 
-WAIT = timedelta(days=1)  # while the first rank alone warms a net up (`--warm-up`); one that dies is noticed at once
+WAIT = timedelta(
+    days=1
+)  # while the first rank alone trains a classifier of all classes; one that dies is noticed at once
 _LAUNCHER = os.getppid()
 
 

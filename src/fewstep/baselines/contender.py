@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.data.episodes import Episodes
+from fewstep.distributed import from_first
 from fewstep.evaluate import Judged, evaluate
 from fewstep.functional import Loss
 from fewstep.learner import Learner
@@ -58,16 +59,27 @@ class Contender:
 
 
 def trained_net(baseline: Baseline, run: Run) -> tuple[nn.Module, dict[str, Any]]:
-    """The baseline's net out of the run's folder, or trained and kept there; and what is worth telling of it."""
+    """The baseline's net out of the run's folder, or trained and kept there; and what is worth telling of it.
+
+    Of several processes the folder of the first counts.
+    """
     model, settings = baseline.build(), dict(baseline.settings)
-    known = run.read_json(f"{baseline.file}.json") if (run.path / f"{baseline.file}.json").exists() else None
-    if known is not None and known["settings"] == settings:
-        run.restore(f"{baseline.file}.safetensors", model)
-        return model, dict(known["told"])
+    told, weights = from_first(lambda: _kept(baseline.file, run, settings)) or (None, None)
+    if told is not None and weights is not None:
+        with run.reading(f"{baseline.file}.safetensors"):
+            model.load_state_dict(weights)
+        return model, told
     told = dict(baseline.train(model, Run(run.path / baseline.file)))
     run.save_weights(f"{baseline.file}.safetensors", model.state_dict())
     run.write_json(f"{baseline.file}.json", {"settings": settings, "told": told})
     return model, told
+
+
+def _kept(file: str, run: Run, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """What was told of a net that was trained with these settings, and its weights."""
+    if not (run.path / f"{file}.json").exists() or (known := run.read_json(f"{file}.json"))["settings"] != settings:
+        return None
+    return dict(known["told"]), run.load_weights(f"{file}.safetensors")
 
 
 def contend(

@@ -24,7 +24,8 @@ def own_network(name: str, classes: int, picture: tuple[int, int, int]) -> nn.Mo
     fewstep.errors.InputError: there is no network 'torch.nn:Flat'
     """
     where, _, function = name.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
+    if (here := str(Path.cwd())) not in sys.path:  # as `python -m` has it
+        sys.path.insert(0, here)
     try:
         build = getattr(import_module(where), function)
     except Exception as error:  # a module fails in any way
@@ -32,8 +33,6 @@ def own_network(name: str, classes: int, picture: tuple[int, int, int]) -> nn.Mo
             f"there is no network {name!r} ({type(error).__name__}: {error}); give MODULE:FUNCTION, of a module that "
             "Python finds from here"
         ) from error
-    finally:
-        sys.path.pop(0)
     try:
         net = build(num_classes=classes)
         if not isinstance(net, nn.Module):

@@ -160,7 +160,9 @@ class ClassificationRecipe(Recipe):
 
     def pretrained(self, name: str, iterations: int) -> Baseline:
         """The net with the body of a classifier of all training classes, to be fine-tuned."""
-        settings = {"iterations": iterations, "seed": self.seed} | ({"augment": True} if self.changes else {})
+        settings: dict[str, Any] = {"iterations": iterations, "seed": self.seed, "rate": "rises and falls"}
+        if self.changes:
+            settings["augment"] = True
         train = partial(self._pretrain, iterations=iterations)
         return Baseline(name, self.initial_model, train, settings, self.test_steps, RATES)
 

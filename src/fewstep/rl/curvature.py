@@ -122,6 +122,10 @@ def check_curvature(learner: Learner) -> None:
             "TRPO's curvature is exact, and the derivative 'finite_difference' is not; take another, or Adam "
             "(`Ascent`; --outer ppo or adam on the command line)"
         )
+    if learner.engine.product == "forward":
+        raise InputError(
+            "TRPO's curvature is in forward mode, which does not nest: leave the engine's product 'reverse'"
+        )
     known = {id(value) for value in (*learner.objective.module.parameters(), *learner.objective.per_step.values())}
     known |= {id(value) for *_, value in _of_rule(learner)}
     others = [name for name, value in learner.named_parameters() if value.requires_grad and id(value) not in known]

@@ -43,21 +43,25 @@ class EnvironmentEpisodes(Episodes):
 class ExploringError(InputError):
     """The environment failed. failed : the places of such tasks in the batch"""
 
-    def __init__(self, failed: Sequence[int], goals: Tensor, seeds: Tensor, step: int, reason: str) -> None:
+    def __init__(self, failed: Sequence[int], goals: Tensor, seeds: Tensor, step: int, reason: str,
+                 all_known: bool = True) -> None:  # fmt: skip
         first = ", ".join(f"task {goals[place].tolist()} with seed {int(seeds[place])}" for place in failed[:3])
-        what = f"{len(failed)} of {len(goals)} tasks of the environment failed after {step} inner steps ({reason})"
+        count = f"{len(failed)}{'' if all_known else ' or more'}"
+        what = f"{count} of {len(goals)} tasks of the environment failed after {step} inner steps ({reason})"
         super().__init__(f"{what}: {first}; mend it, end such trajectories, or leave such tasks out (--skip-failures)")
         self.failed = list(failed)
 
 
-def _failing(live: Callable[[slice], Any], count: int) -> list[int]:
-    """The tasks that fail alone, too."""
+def _failing(live: Callable[[slice], Any], count: int, one_will_do: bool) -> list[int]:
+    """The tasks that fail alone, too, or the first of them."""
     found = []
     for task in range(count):
         try:
             live(slice(task, task + 1))
         except Exception:
             found.append(task)
+            if one_will_do:
+                break
     return found
 
 
@@ -109,8 +113,8 @@ class Explorer:
             raise InputError(f"there must be at least 1 trajectory of each task, but {trajectories} came")
         if environment.horizon < 1:
             raise InputError(f"the environment's horizon must be at least 1, but it is {environment.horizon}")
-        if limit is not None and not limit > 0:
-            raise InputError(f"the limit of a step must be above 0 seconds, but {limit} came")
+        if limit is not None and not 0 < limit < 1e9:
+            raise InputError(f"the limit of a step must be above 0 seconds and finite, but {limit} came")
         for name, value in (("discount", discount), ("decay", decay)):
             if not 0 <= value <= 1:
                 raise InputError(f"the {name} must be from 0 to 1, but {value} came")
@@ -201,11 +205,13 @@ class Explorer:
             raise
         except Exception as error:  # an environment fails in any way
             reason = f"{type(error).__name__}: {str(error).strip() or 'without a word'}".splitlines()[0]
-            if failed := _failing(live, len(goals)):
-                raise ExploringError(failed, goals, seeds, step, reason) from error
+            slow = isinstance(error, TimeoutError) and not self.skip_failures  # no need to wait for each of them
+            if failed := _failing(live, len(goals), slow):
+                raise ExploringError(failed, goals, seeds, step, reason, all_known=not slow) from error
             told = InputError(
                 f"the environment failed after {step} inner steps with all {len(goals)} tasks together and with "
-                f"none alone ({reason}); take fewer tasks at a time, or try again"
+                f"none alone ({reason}); take fewer tasks at a time, allow a step more "
+                "time (--step-limit), or try again"
             )
             if not self.skip_failures:
                 raise told from error

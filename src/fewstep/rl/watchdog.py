@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +15,7 @@ def no_longer_than(seconds: float | None) -> Iterator[None]:
     """Raise `TimeoutError` in the middle of what takes longer; None waits for ever.
 
     It goes by SIGALRM: in other threads than the first, and on Windows, nothing is ended, and what does not come back
-    to Python is ended once it does.
+    to Python is ended once it does. An alarm of others that comes sooner stays, and so does a later one afterwards.
 
     >>> with no_longer_than(0.01):
     ...     while True: pass
@@ -29,10 +30,17 @@ def no_longer_than(seconds: float | None) -> Iterator[None]:
     def end(signum: int, frame: Any) -> None:
         raise TimeoutError(f"it took more than {seconds:g} s")
 
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    theirs, interval = signal.getitimer(signal.ITIMER_REAL)
+    if 0 < theirs <= seconds:
+        yield
+        return
+    before, began = signal.getsignal(signal.SIGALRM) or signal.SIG_DFL, time.monotonic()
     try:
+        signal.signal(signal.SIGALRM, end)
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again, should somebody catch the first
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if theirs:
+            signal.setitimer(signal.ITIMER_REAL, max(theirs - (time.monotonic() - began), 1e-6), interval)
