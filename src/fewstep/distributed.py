@@ -27,9 +27,8 @@ from fewstep.task import Task
 
 T = TypeVar("T")
 
-WAIT = timedelta(
-    days=1
-)  # while the first rank alone trains a classifier of all classes; one that dies is noticed at once
+# While the first rank trains a classifier of all classes, the others wait; one that dies is noticed at once.
+WAIT = timedelta(days=1)
 _LAUNCHER = os.getppid()
 
 
