@@ -74,6 +74,7 @@ RECIPES: dict[str, Recipe] = {
     "half-cheetah-velocity": RunnerRecipe(),
     "half-cheetah-direction": RunnerRecipe(task="direction", delta=0.02),
     # What learns soonest: the curvature of LVC, a larger region, advantages of less variance.
+    "half-cheetah-velocity-fast": RunnerRecipe(surrogate="lvc", delta=0.2, decay=0.95),
     "half-cheetah-direction-fast": RunnerRecipe(task="direction", surrogate="lvc", delta=0.2, decay=0.95),
     "ant-velocity": RunnerRecipe(body="ant"),
     "ant-direction": RunnerRecipe(body="ant", task="direction", trajectories=40, test_trajectories=40, later_rate=0.01),
