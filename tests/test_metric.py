@@ -181,7 +181,8 @@ def test_a_protocol_judges_it_and_says_how_it_normalised(kind: type[MetricLearne
     protocol = Protocol(name="test", tasks=glyphs(), about={}, episodes=20, steps=0, normalisation="batch")
     result = protocol.judge([learner], "loss")
     assert result.by_step == evaluate(plain, glyphs(), metric="loss", steps=0, count=20).by_step
-    assert result.protocol == {"normalisation": "batch statistics (transductive)"}
+    told = {"ways": 3, "shots": 2, "queries_per_class": 2, "normalisation": "batch statistics (transductive)"}
+    assert result.protocol == told, "tasks tell of themselves, whatever `about` says"
     assert learner.normalisation is None
     with pytest.raises(InputError, match="'batch', but 'running' came"):
         replace(protocol, normalisation="running").judge([learner], "loss")
