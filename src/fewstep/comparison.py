@@ -56,7 +56,8 @@ def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int
     """
     runs = [JudgedRun.of(path, weights, episodes, asked) for path in (first, second)]
     ways = [[run.told(protocol) for protocol in run.recipe.protocols()] for run in runs]
-    pairs = [(one, other) for one in ways[0] for other in ways[1] if _alike(one, other)]
+    drawn = [[(protocol, protocol.tasks[0]) for protocol in own] for own in ways]
+    pairs = [(p, q) for p, one in drawn[0] for q, other in drawn[1] if _kind(p) == _kind(q) and _same(one, other)]
     if not pairs:
         (one, *_), (other, *_) = ways
         raise InputError(
@@ -88,13 +89,10 @@ def compare_runs(first: Path, second: Path, weights: str = "best", episodes: int
     return found
 
 
-def _alike(one: Protocol, other: Protocol) -> bool:
-    """Whether both judge on the same tasks in the same way."""
-    kinds = [
-        (protocol.normalisation, protocol.permutations, *map(protocol.about.get, ("world", "horizon", "trajectories")))
-        for protocol in (one, other)
-    ]
-    return kinds[0] == kinds[1] and _same(one.tasks[0], other.tasks[0])
+def _kind(protocol: Protocol) -> tuple[Any, ...]:
+    """How it judges, beside the tasks."""
+    world = map(protocol.about.get, ("world", "horizon", "trajectories"))
+    return protocol.normalisation, protocol.permutations, *world
 
 
 def _same(one: Task, other: Task) -> bool:

@@ -64,8 +64,8 @@ def trained_net(baseline: Baseline, run: Run) -> tuple[nn.Module, dict[str, Any]
     Of several processes the folder of the first counts.
     """
     model, settings = baseline.build(), dict(baseline.settings)
-    told, weights = from_first(lambda: _kept(baseline.file, run, settings)) or (None, None)
-    if told is not None and weights is not None:
+    if (kept := from_first(lambda: _kept(baseline.file, run, settings))) is not None:
+        told, weights = kept
         with run.reading(f"{baseline.file}.safetensors"):
             model.load_state_dict(weights)
         return model, told
