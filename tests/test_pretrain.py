@@ -77,6 +77,15 @@ def test_other_pictures_or_another_net_start_anew(tmp_path: Path) -> None:
     assert wider.batches == 7
 
 
+def test_the_last_layer_goes_by_directions() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    train(model)
+    x = torch.rand(5, 1, 4, 4)
+    assert torch.allclose(model(1000 * x), model(x), atol=1e-5)
+    assert model(x).abs().max() <= 10
+
+
 def test_the_folder_of_another_training_is_left_alone(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.save_state({"step": 3, "learner": {}})

@@ -16,6 +16,7 @@ from fewstep.data.episodes import Episodes, numbered_generator, rotate_quarters
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 from fewstep.functional import Loss
+from fewstep.patterns import linear_head
 from fewstep.progress import progress
 from fewstep.run import Run
 from fewstep.task import Task
@@ -38,6 +39,26 @@ def pooled(tasks: Task) -> tuple[Tensor, Tensor]:
     return x.flatten(0, 1), y.flatten(0, 1)
 
 
+class CosineHead(nn.Linear):
+    """Ten times the cosine between features and the weight of each class, which leaves features that tell new classes
+    apart by their direction (Chen et al. 2019, Baseline++).
+
+    features [batch, inputs] -> logits [batch, classes]
+
+    >>> head = CosineHead(nn.Linear(2, 1, bias=False))
+    >>> _ = nn.init.constant_(head.weight, 3.0)
+    >>> head(torch.tensor([[5.0, 5.0], [-1.0, 1.0]])).flatten()
+    tensor([10.,  0.], grad_fn=<ViewBackward0>)
+    """
+
+    def __init__(self, like: nn.Linear) -> None:
+        super().__init__(like.in_features, like.out_features, bias=False)
+        self.weight = nn.Parameter(functional.normalize(like.weight.detach()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return 10 * functional.linear(functional.normalize(features), functional.normalize(self.weight))
+
+
 def pretrain_on_classes(
     model: nn.Module,
     images: Tensor | ImageTable,
@@ -51,8 +72,8 @@ def pretrain_on_classes(
     run: Run | None = None,
     save_every: int = 500,
 ) -> None:
-    """Train `model` by Adam to tell all classes apart. Its rate rises to `lr` for a tenth of the iterations, and falls
-    to 0 along a cosine.
+    """Train `model` by Adam to tell all classes apart; its last linear layer becomes a `CosineHead`. The rate rises to
+    `lr` for a tenth of the iterations, and falls to 0 along a cosine.
 
     images : uint8 [classes, examples, channels, height, width], or an `ImageTable`
     model : [batch, ...] -> [batch, classes]
@@ -62,6 +83,8 @@ def pretrain_on_classes(
         same result; `InputError` where the checkpoint of `fewstep.train` is there
     """
     table = ImageTable.of(images)
+    name, head = linear_head(model)
+    model.set_submodule(name, CosineHead(head))
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     model.train()
     first = table.pick(torch.arange(len(table)), torch.zeros(len(table), dtype=torch.int64))

@@ -160,7 +160,7 @@ class ClassificationRecipe(Recipe):
 
     def pretrained(self, name: str, iterations: int) -> Baseline:
         """The net with the body of a classifier of all training classes, to be fine-tuned."""
-        settings: dict[str, Any] = {"iterations": iterations, "seed": self.seed, "rate": "rises and falls"}
+        settings: dict[str, Any] = {"iterations": iterations, "seed": self.seed, "head": "cosine"}
         if self.changes:
             settings["augment"] = True
         train = partial(self._pretrain, iterations=iterations)
