@@ -90,9 +90,10 @@ def _bare(world: Any, options: Options) -> Callable[[], float]:
         generators = [torch.Generator().manual_seed(i) for i in range(options.tasks)]
         physics.start(*world.start(options.trajectories, generators))
         controls = np.random.default_rng(0).uniform(-1, 1, (options.horizon, physics.count, world.actions))
+        going = np.ones(physics.count, bool)
         start = time.perf_counter()
         for each in controls:
-            physics.step(each)
+            physics.step(each, going)
         rate: float = options.horizon * physics.count / (time.perf_counter() - start)
         return rate
 

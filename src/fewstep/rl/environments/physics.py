@@ -106,10 +106,11 @@ class Physics:
         self.velocities[:] = velocities
         self._batch.forward(stage=self._stage)
 
-    def step(self, controls: Any) -> None:
-        """Go on by `frame_skip` physics steps under controls [count, ...]."""
+    def step(self, controls: Any, going: Any) -> None:
+        """Go on by `frame_skip` physics steps under controls [count, ...]; those that are not going [count] stay."""
         self._controls[:] = controls
-        self._batch.step(nstep=self.frame_skip, stage=self._stage)
+        ids = None if going.all() else np.flatnonzero(going)
+        self._batch.step(ids, nstep=self.frame_skip, stage=self._stage)
 
 
 def modules() -> tuple[Any, Any]:

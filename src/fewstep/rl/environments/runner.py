@@ -24,7 +24,8 @@ class Runner(ABC):
         "friction" it is for running along x, and each body's mass and inertia, or each geom's friction, is the model's
         times 1.5^u, u uniform in [-3, 3]: the range of rand_param_envs (taken by Rakelly et al. 2019), which draws
         these, apart, and damping all at once
-    Where a simulation diverges, observation and reward are NaN: an `Explorer` names the task, or leaves it out.
+    Where a simulation diverges, observation and reward are NaN: an `Explorer` names the task, or leaves it out. What
+    has ended stands still, and costs nothing.
     flavour : by default the first of `sizes`
     file : the model;  sizes : numbers in an observation, by flavour;  fastest : velocities are uniform from 0 to this
     strength : the control of an action of 1;  weight : of running well in the reward
@@ -68,7 +69,7 @@ class Runner(ABC):
         self.goals = tasks.double().cpu().numpy().repeat(trajectories, 0)
         if self.task in ("mass", "friction"):
             self.physics.multiply(self.task, self.goals)
-        self._shape = (len(tasks), trajectories)
+        self._shape, self._going = (len(tasks), trajectories), np.ones(count, bool)
         self.physics.start(*self.start(trajectories, generators))
         return self._by_task(self.seen())
 
@@ -76,7 +77,7 @@ class Runner(ABC):
         controls = actions.double().cpu().numpy().reshape(self.physics.count, self.actions)
         controls = self.strength * controls.clip(-1, 1)
         before = self.place().copy()
-        self.physics.step(controls)
+        self.physics.step(controls, self._going)
         with np.errstate(over="ignore", invalid="ignore"):  # of simulations that diverge, whose numbers go no further
             if self.flavour == "paper":
                 velocity = self.physics.centre_velocity
@@ -84,6 +85,7 @@ class Runner(ABC):
                 velocity = (self.place() - before) / self.physics.dt
             rewards, seen = self.weight * self._wanted(velocity) + self.bonus(controls), self.seen()
             lost, ended = self.physics.lost, self.ended()
+        self._going &= ~ended
         rewards[lost], seen[lost] = np.nan, np.nan
         return self._by_task(seen), self._by_task(rewards), self._by_task(ended)
 
