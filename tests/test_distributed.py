@@ -45,9 +45,23 @@ CLI = ["train", "sinusoid", *OPTIONS.split()]
 
 def on_ranks(count: int, work: Callable[[str], None], folder: Path) -> int:
     """Run a function of a file of tests on several ranks, and return their exit code."""
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from {work.__module__} import {work.__name__} as work"
-    leave = "import os; sys.stdout.flush(); os._exit(0)"  # as the command line does: gloo can abort at the usual end
-    return launch([sys.executable, "-c", f"{code}; work({str(folder)!r}); {leave}"], count)
+    # Left as the command line leaves: threads of gloo can abort a process that ends in the usual way.
+    code = f"""
+import os, sys, traceback
+sys.path.insert(0, {str(ROOT)!r})
+from {work.__module__} import {work.__name__} as work
+code = 0
+try:
+    work({str(folder)!r})
+except SystemExit as leaving:
+    code = leaving.code
+except BaseException:
+    traceback.print_exc()
+    code = 1
+sys.stdout.flush()
+os._exit(code)
+"""
+    return launch([sys.executable, "-c", code], count)
 
 
 def build(dropout: float = 0.0) -> Learner:
