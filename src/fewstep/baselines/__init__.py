@@ -7,12 +7,13 @@ from fewstep.baselines.matching import MatchingNet
 from fewstep.baselines.metric import MetricLearner
 from fewstep.baselines.multitask import average_of_tasks
 from fewstep.baselines.nearest import NearestNeighbour
-from fewstep.baselines.pretrain import pretrain_on_classes, pretrain_on_tasks
+from fewstep.baselines.pretrain import CosineHead, pretrain_on_classes, pretrain_on_tasks
 from fewstep.baselines.protonet import ProtoNet
 
 __all__ = [
     "Baseline",
     "Contender",
+    "CosineHead",
     "MatchingNet",
     "MetricLearner",
     "NearestNeighbour",
