@@ -229,7 +229,7 @@ def test_the_walker_is_gymnasiums_to_the_bit(task: Any) -> None:
             ends += over
             if over:
                 break
-    assert ends, "some fall"
+    assert 0 < ends < 4 * 80, "some stand, some fall"
 
 
 def test_the_humanoid_moves_as_gymnasiums_and_its_reward_by_hand() -> None:
@@ -254,7 +254,7 @@ def test_the_humanoid_moves_as_gymnasiums_and_its_reward_by_hand() -> None:
             ends, touched = ends + over, touched + contact
             if over:
                 break
-    assert ends, "some fall"
+    assert 0 < ends < 4 * 60, "some stand, some fall"
     assert touched > 0
     drawn = world.sample_tasks(1000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn.norm(dim=1), torch.ones(1000))
