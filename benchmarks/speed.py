@@ -32,6 +32,7 @@ from benchmarks.workloads import TASKS, WORKLOADS, Workload
 
 YARDSTICK, MACHINE = "autograd loop", "matrix product"
 HOPELESS = 3  # times slower than the fastest so far: not worth more turns
+LONGEST = 2.0  # seconds of a turn of many steps
 Name = Literal[
     "sinusoid", "omniglot-5way-1shot", "omniglot-5way-1shot-15q", "omniglot-20way-1shot", "miniimagenet-5way-1shot",
     "transformer", "all",
@@ -50,7 +51,7 @@ class Options:
     """Folder for NAME.json, speed.md and speed.png, which show all workloads whose json is there."""
     only: tuple[str, ...] = ()
     """Contenders (by default all): of 'autograd loop', 'torch.func', 'torch.func, compiled', 'higher', 'torchopt',
-    'jax', 'fewstep', 'fewstep, compiled'. The autograd loop always takes part."""
+    'jax', 'fewstep', 'fewstep, compiled'. They get ready in this order. The autograd loop always takes part."""
     tasks: int = 0
     """Tasks in a meta-step; 0 takes as many as the workload says."""
     cores: int = 2
@@ -77,14 +78,14 @@ class Runner:
     group: Group
     workload: Workload
     patience: int
+    count: int = 1
     foreign: list[float] = field(default_factory=list)
 
     def take_turn(self, what: Literal["step", "meta_gradient"]) -> float:
         """Seconds per step of the least disturbed of a few tries."""
-        count = 1 if self.entry.family == MACHINE else self.workload.turn
-        turns = [self.group.turn(what, count)]
+        turns = [self.group.turn(what, self.count)]
         while turns[-1].foreign > 0.1 and len(turns) <= self.patience:
-            turns.append(self.group.turn(what, count))
+            turns.append(self.group.turn(what, self.count))
         best = min(turns, key=lambda turn: turn.foreign)
         self.foreign.append(best.foreign)
         return best.seconds
@@ -156,7 +157,7 @@ def _families(options: Options) -> list[str]:
     if unknown:
         raise SystemExit(f"no contender {', '.join(unknown)}; there are: {', '.join(contenders.FAMILIES)}")
     wanted, always = options.only or contenders.FAMILIES, [YARDSTICK, MACHINE]  # these are ready first
-    return always + [family for family in contenders.FAMILIES if family in wanted and family not in always]
+    return always + [family for family in wanted if family not in always]
 
 
 def _best_variant(family: str, layout: Layout, workload: Workload, options: Options, end: float, result: Result,
@@ -178,7 +179,9 @@ def _best_variant(family: str, layout: Layout, workload: Workload, options: Opti
             limit = min(options.limit, left)
             group = Group(job, layout, options.cores, limit, KEEP if options.peers_keep else {})
             runner = Runner(Entry(family, layout, variant, choice), group, workload, options.patience)
-            seconds = group.turn("step", workload.turn if workload.tiny else 1).seconds  # the first is a slow one
+            first = group.turn("step", 1).seconds  # a slow one
+            runner.count = 1 if family == MACHINE else max(1, min(workload.turn, int(LONGEST / first)))
+            seconds = runner.take_turn("step") if workload.tiny else first
             if seconds < HOPELESS * fastest:
                 seconds = min(seconds, *(runner.take_turn("step") for _ in range(2)))
         except FailureError as error:
@@ -268,10 +271,10 @@ def main(options: Options) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     origin = workloads.origin("benchmarks.speed")
     names = list(WORKLOADS) if options.workload == "all" else [options.workload]
-    on_gpu = options.device == "cuda"  # then all get ready at once, each on a core, before the first is timed
+    on_gpu = options.device == "cuda"  # then all get ready at once, two on a core, before the first is timed
     end = time.monotonic() + options.ready if on_gpu else inf
     for some in [names] if on_gpu else [[name] for name in names]:
-        pool = ThreadPoolExecutor(len(usable_cores()) if on_gpu else 1)
+        pool = ThreadPoolExecutor(2 * len(usable_cores()) if on_gpu else 1)
         comparisons: list[Comparison] = []
         try:
             comparisons += [Comparison.start(name, options, end, console, pool) for name in some]
