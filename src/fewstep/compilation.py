@@ -15,9 +15,8 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from platformdirs import user_cache_dir
 from torch import Tensor, fx
 
 from fewstep.errors import InputError
+from fewstep.mending import mended
 from fewstep.replay import Moment
 from fewstep.splitting import split
 
@@ -109,7 +109,7 @@ def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
     # Inductor keeps on disk only what was compiled under an environment of shapes; these are fixed.
     mode = FakeTensorMode(shape_env=ShapeEnv())
     inputs: list[Any] = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in examples]
-    with _ONE_AT_A_TIME, _mended(), _cache_of_the_user(), tracing(TracingContext(mode)):
+    with _ONE_AT_A_TIME, mended(), _cache_of_the_user(), tracing(TracingContext(mode)):
         run: Callable[..., Any] = inductor(graph, inputs, options=options)
     return run
 
@@ -168,78 +168,6 @@ def _cache_of_the_user() -> Iterator[None]:
         os.environ.pop(CACHE, None)
         if before is not None:
             os.environ[CACHE] = before
-
-
-def _all_or_nothing(build: Any, builder: Any) -> None:
-    """Build under another name at first: a process that is killed leaves no half of a library in the cache."""
-    target, output = builder._target_file, builder._output
-    part = f"{target}.{os.getpid()}"
-    builder._output = output.replace(target, part)
-    try:
-        build(builder)
-    finally:
-        builder._output = output
-    if Path(part).exists():
-        Path(part).replace(target)
-
-
-@contextmanager
-def _mended() -> Iterator[None]:
-    """Spare Inductor what takes up to half of its time: where it asks, PyTorch 2.13 gives the same answers sooner.
-
-    And mend its C++ where a sum in bfloat16 goes to two places: it declares one variable twice. And its cache.
-    """
-    from torch._inductor import cpu_vec_isa, dtype_propagation, lowering  # noqa: F401  (it completes the table of types)
-    from torch._inductor.codegen import cpp as module
-    from torch._inductor.cpp_builder import CppBuilder
-
-    cpp: Any = module
-    types: Any = dtype_propagation.DtypePropagationOpsHandler
-    instructions: Any = cpu_vec_isa.VecISA
-    stride, fill = getattr(cpp, "stride_at_vec_range", None), types.__init__
-    check = getattr(instructions, "check_build", None)
-    if stride is None or check is None or types() is not types():  # another version
-        yield
-        return
-    cpp.stride_at_vec_range = lru_cache(maxsize=None)(partial(_stride, stride))
-    types.__init__ = lambda self: None  # one object, filled again at each use
-    instructions.check_build = _once(check)
-    store, build, builder = cpp.CppVecKernel.store_reduction, CppBuilder.build, cast("Any", CppBuilder)
-    builder.build = lambda self: _all_or_nothing(build, self)
-    cpp.CppVecKernel.store_reduction = lambda kernel, *about: _in_braces(kernel.reduction_suffix, store, kernel, *about)
-    try:
-        yield
-    finally:
-        cpp.CppVecKernel.store_reduction, builder.build = store, build
-        cpp.stride_at_vec_range, types.__init__, instructions.check_build = stride, fill, check
-
-
-def _in_braces(code: Any, write: Any, *about: Any) -> None:
-    """Let `write` add to the code in a scope of its own."""
-    code.writeline("{")
-    write(*about)
-    code.writeline("}")
-
-
-def _once(check: Any) -> Any:
-    """Whether a compiler knows a set of instructions: it is asked for the widest first, which stand for the others."""
-    known: list[bool] = []
-
-    def check_widest(instructions: Any, code: str) -> bool:
-        if not any(known):
-            known.append(check(instructions, code))
-        return known[-1]
-
-    return check_widest
-
-
-def _stride(general: Any, index: Any, var: Any, vec_length: int | None = None) -> Any:
-    """How far `index` moves with `var`: by `expand`, in place of `simplify`, where it has no quotients."""
-    import sympy
-
-    if index.has(sympy.Function):
-        return general(index, var, vec_length)
-    return sympy.expand(index.subs(var, var + 1) - index)
 
 
 def foreign_random() -> tuple[object, ...]:
