@@ -25,18 +25,18 @@ def mended() -> Iterator[None]:
         fused.check_outer_fusion_loop_level_attr = check
 
 
-def _one_row_at_a_time(fused: Any, check: Any, kernels: Any, depth: int) -> bool:
-    """Whether loops may share their outer ones, of such a depth.
+def _one_row_at_a_time(fused: Any, check: Any, kernels: Any, *about: Any) -> bool:
+    """Whether loops may share their outer ones.
 
     PyTorch 2.13 does not ask how many rows an outer loop takes at a time, and gives what lies between the inner ones
     a buffer of one row: the last row's numbers then stand for all (pytorch/pytorch#185702, silently wrong).
     """
     from torch._inductor.virtualized import V
 
-    loops = [loop for kernel in kernels for loop in kernel.loop_nest.loops[:depth]]
+    loops = [loop for kernel in kernels for loop in kernel.loop_nest.loops[: fused.outer_loop_fusion_depth]]
     if getattr(V.local_buffer_context, "local_buffers", None) and any(loop.steps != 1 for loop in loops):
         return False
-    return bool(check(fused, kernels, depth))
+    return bool(check(fused, kernels, *about))
 
 
 @contextmanager
