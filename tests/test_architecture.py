@@ -17,7 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ROWS = [
     ["errors", "replay", "losses", "watch", "convolution", "footprint", "splitting", "mending", "progress"],
     ["task", "pooling", "channels_last", "hoisting"],
-    ["compilation", "patterns", "normalisation", "labels", "cuda_graph"],
+    ["compilation"],
+    ["patterns", "normalisation", "labels", "cuda_graph"],
     ["ragged", "loss_of"],
     ["functional"],
     ["engine", "models", "updates", "adapted"],
