@@ -178,9 +178,9 @@ def _best_variant(family: str, layout: Layout, workload: Workload, options: Opti
                 raise FailureError(f"not ready after {options.ready:.0f} s")
             limit = min(options.limit, left)
             group = Group(job, layout, options.cores, limit, KEEP if options.peers_keep else {})
-            runner = Runner(Entry(family, layout, variant, choice), group, workload, options.patience)
             first = group.turn("step", 1).seconds  # a slow one
-            runner.count = 1 if family == MACHINE else max(1, min(workload.turn, int(LONGEST / first)))
+            count = 1 if family == MACHINE else max(1, min(workload.turn, int(LONGEST / first)))
+            runner = Runner(Entry(family, layout, variant, choice), group, workload, options.patience, count)
             seconds = runner.take_turn("step") if workload.tiny else first
             if seconds < HOPELESS * fastest:
                 seconds = min(seconds, *(runner.take_turn("step") for _ in range(2)))
