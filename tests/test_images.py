@@ -30,6 +30,7 @@ from fewstep.data import (
 from fewstep.data.decode import Form, pixels
 from fewstep.data.layouts import Collection, by_class_lists, by_folders, by_lists, by_pickles
 from fewstep.errors import InputError
+from fewstep.run import Run
 from tests.pictures import NAMES, make_by_folders, own_folder, picture, put, red
 
 FEW = {"train": 3, "validation": 2, "test": 2}
@@ -317,6 +318,25 @@ def test_the_real_mini_imagenet() -> None:
     with zipfile.ZipFile(mini_root() / "val.zip") as archive, archive.open("n0185567200000004.jpg") as file:
         expected = np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1)
     assert np.array_equal(table.images[1].numpy(), expected)
+
+
+@pytest.mark.parametrize(("name", "folder", "counts"), [
+    ("cifar-fs", "cifar_fs", (64, 16, 20)), ("fc100", "fc100", (60, 20, 20)),
+    ("tieredimagenet", "tiered_imagenet", (351, 97, 160)),
+])  # fmt: skip
+def test_a_recipe_of_each_data_set(name: str, folder: str, counts: tuple[int, ...], top: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setenv("FEWSTEP_DATA", str(top))
+    for split, count in zip(("train", "val", "test"), counts, strict=True):
+        for number in range(count):
+            for i in range(2):
+                put(top / folder / split / f"class {number}" / f"{i}.png", picture(number % 256))
+    out = top / "run"
+    main(["train", f"{name}-5way-1shot", "--iterations", "2", "--queries", "1", "--meta-batch", "1", "--no-plan",
+          "--filters", "2", "--validation-episodes", "2", "--clip", "10", "--out", str(out)])  # fmt: skip
+    run = Run(out)
+    assert run.read_json("config.json")["clip"] == 10
+    assert "validation_accuracy" in run.metrics()[-1]
 
 
 def test_a_folder_of_classes_is_split_by_class(top: Path) -> None:

@@ -1,31 +1,27 @@
-"""Few-shot classification of colour pictures: Mini-ImageNet, and your own folders."""
+"""Few-shot classification of colour pictures, such as those in folders of your own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
 from fewstep import models
 from fewstep.baselines import Baseline, trained_net
 from fewstep.data.augment import Augment
-from fewstep.data.episodes import ClassEpisodes, Episodes
+from fewstep.data.episodes import ClassEpisodes
 from fewstep.data.image_folder import load_image_folder
 from fewstep.data.layouts import Split
-from fewstep.data.mini_imagenet import load_mini_imagenet
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
-from fewstep.learner import Learner
 from fewstep.models.own import own_network
 from fewstep.progress import narrate
 from fewstep.protocol import Protocol
 from fewstep.recipes.classification import PRETRAINED, ClassificationRecipe
 from fewstep.run import Run
-
-AUTHORS_CLIPS = (10 / 15, 10 * 5 / 15)  # of the named recipes
 
 FIXED_NORMS = ("conv", "mlp")  # the networks whose norms go by the batch, and do not adapt, as in the paper
 
@@ -104,35 +100,6 @@ class PicturesRecipe(ClassificationRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiniImageNetRecipe(PicturesRecipe):
-    """Mini-ImageNet, 100 classes of 600 colour pictures, read from the user's own copy; FEWSTEP_DATA names its folder.
-
-    The authors cut each element of their meta-gradient at 10, on a loss that is queries / shots times ours.
-    """
-
-    meta_batch: int = 4
-    inner_lr: float = 0.01
-    inner_steps: int = 5
-    queries: int | None = 15
-    clip: float | None = 10 / 15
-    root: Path | None = None
-    """Folder with the user's copy."""
-
-    channels: ClassVar[int] = 3
-    side: ClassVar[int] = 84
-
-    def check(self, learner: Learner, episodes: Episodes) -> None:
-        super().check(learner, episodes)
-        queries = self.shots if self.queries is None else self.queries
-        if self.clip in AUTHORS_CLIPS and abs(self.clip - (own := 10 * self.shots / queries)) > 1e-9:
-            narrate(f"--clip {self.clip:.4g} is the authors' for other numbers of shots or queries; for {self.shots} "
-                    f"and {queries} theirs is --clip {own:.4g}")  # fmt: skip
-
-    def images(self, split: Split) -> ImageTable:
-        return _mini_imagenet(split, self.root)
-
-
-@dataclass(frozen=True, kw_only=True)
 class ImageFolderRecipe(PicturesRecipe):
     """Your own pictures: a folder with a folder of pictures for each class."""
 
@@ -185,11 +152,6 @@ class ImageFolderRecipe(PicturesRecipe):
         if self.data is None:
             raise InputError("say where the pictures are: --data DIR, which holds a folder of pictures for each class")
         return _folder(split, self.data, self.size, self.grey, self.split_file, self.split_seed, self.skip_unreadable)
-
-
-@cache
-def _mini_imagenet(split: Split, root: Path | None) -> ImageTable:
-    return load_mini_imagenet(split, root=root)
 
 
 @cache

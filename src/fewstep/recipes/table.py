@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fewstep.recipes.base import Recipe
 from fewstep.recipes.characters import GlyphsRecipe, OmniglotRecipe
-from fewstep.recipes.pictures import ImageFolderRecipe, MiniImageNetRecipe
+from fewstep.recipes.datasets import COLLECTIONS, DatasetRecipe, MiniImageNetRecipe
+from fewstep.recipes.pictures import ImageFolderRecipe
 from fewstep.recipes.sinusoid import SinusoidRecipe
 from fewstep.recipes.worlds import BanditRecipe, MetaWorldRecipe, NavigationRecipe, RunnerRecipe, TabularRecipe
 
@@ -13,6 +16,10 @@ def _omniglot_fast() -> OmniglotRecipe:
     """What learns soonest, in all four cells: UNICORN-MAML's start, whose first step moves the head alone."""
     return OmniglotRecipe(ways=20, algorithm="unicorn_maml", adapt="head.*", iterations=100_000, meta_batch=4,
                           schedule="cosine", test_steps=1)  # fmt: skip
+
+
+def _of_authors(kind: type[DatasetRecipe], shots: int) -> DatasetRecipe:
+    return kind(shots=shots, meta_batch={1: 4, 5: 2}[shots], clip=10 * shots / 15)
 
 
 # As MAML++'s own configurations, whose inner rates and clips are of the mean cross-entropy, ours of N times it. Theirs
@@ -64,12 +71,11 @@ RECIPES: dict[str, Recipe] = {
     "omniglot-5way-5shot-mlp": OmniglotRecipe(network="mlp", shots=5),
     "omniglot-5way-1shot-context": OmniglotRecipe(network="context"),
     "omniglot-5way-5shot-context": OmniglotRecipe(network="context", shots=5),
-    "miniimagenet-5way-1shot": MiniImageNetRecipe(),
-    "miniimagenet-5way-5shot": MiniImageNetRecipe(shots=5, meta_batch=2, clip=10 * 5 / 15),
-    "miniimagenet-5way-1shot-first-order": MiniImageNetRecipe(derivative="none"),
-    "miniimagenet-5way-5shot-first-order": MiniImageNetRecipe(
-        shots=5, meta_batch=2, clip=10 * 5 / 15, derivative="none"
-    ),
+    **{f"{name}-5way-{shots}shot": _of_authors(kind, shots) for name, kind in COLLECTIONS.items() for shots in (1, 5)},
+    **{
+        f"miniimagenet-5way-{shots}shot-first-order": replace(_of_authors(MiniImageNetRecipe, shots), derivative="none")
+        for shots in (1, 5)
+    },
     **{f"omniglot-{ways}way-{shots}shot-maml-pp": _omniglot_pp(ways, shots) for ways in (5, 20) for shots in (1, 5)},
     **{f"miniimagenet-5way-{shots}shot-maml-pp": _mini_imagenet_pp(shots) for shots in (1, 5)},
     **{f"miniimagenet-5way-{shots}shot-unicorn": _mini_imagenet_unicorn(shots) for shots in (1, 5)},
