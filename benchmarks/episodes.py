@@ -14,7 +14,9 @@ from statistics import median
 import torch
 import tyro
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.contenders.matrix_product import MatrixProduct, flops
 from benchmarks.ranks import alone, in_ranks, together
 from benchmarks.workloads import origin
 from fewstep import Learner
@@ -47,12 +49,12 @@ class Options:
 
 
 def main(options: Options) -> None:
-    """Print a row for each recipe: the medians, and the ratios."""
+    """Print a row for each recipe: medians, ratios, and what an episode's products take at the machine's rate."""
     if "WORLD_SIZE" not in os.environ:
         print(origin("benchmarks.episodes"))
         print("| recipe | drawing, ms | meta-step, ms | share | judging, ms an episode: one at a time | batched, one "
-              f"process | {options.procs} processes | times as fast |")  # fmt: skip
-        print("|---|---:|---:|---:|---:|---:|---:|---:|", flush=True)
+              f"process | {options.procs} processes | times as fast | the products alone |")  # fmt: skip
+        print("|---|---:|---:|---:|---:|---:|---:|---:|---:|", flush=True)
         if options.procs > 1:
             in_ranks("episodes", f"main({options!r})", options.procs)
             return
@@ -81,14 +83,19 @@ def _row(name: str, options: Options) -> list[str]:
     judge(count=ranks() * test.tasks)  # compiles
     batched = together(partial(judge, count=options.episodes))
     by_one = alone(lambda: _judged(learner, test, range(0, options.episodes, test.tasks), recipe.test_steps))
+    product = MatrixProduct("cpu")
+    product.step()
+    rate = ranks() * flops("cpu") / median(together(product.step) for _ in range(options.rounds))
     learner.engine = Engine(method="loop")
     torch.set_num_threads(options.procs)
     single = replace(test, tasks=1)
-    _judged(learner, single, range(2), recipe.test_steps)
+    with FlopCounterMode(display=False) as counter:
+        _judged(learner, single, range(1), recipe.test_steps)
     one = alone(lambda: _judged(learner, single, range(options.episodes), recipe.test_steps))
     each = [1000 * seconds / options.episodes for seconds in (one, by_one, batched)]
     return [f"{drawn:.2f}", f"{stepped:.1f}", f"{100 * drawn / stepped:.1f} %",
-            *(f"{cell:.1f}" for cell in each), f"{one / batched:.1f}"]  # fmt: skip
+            *(f"{cell:.1f}" for cell in each), f"{one / batched:.1f}",
+            f"{1000 * counter.get_total_flops() / rate:.1f}"]  # fmt: skip
 
 
 def _judged(learner: Learner, episodes: ClassEpisodes, indices: Iterable[int], steps: int) -> list[Tensor]:

@@ -229,6 +229,8 @@ def test_episodes(procs: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert last.startswith("| glyphs-5way-1shot |")
     drawing, step = (float(cell) for cell in last.split("|")[2:4])
     assert 0 < drawing < step
+    batched, products = float(last.split("|")[7]), float(last.split("|")[9])
+    assert 0 < products < batched
 
 
 @pytest.mark.filterwarnings("ignore")
