@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.module import register_module_forward_hook
 
 import fewstep
 from fewstep import InputError, Learner, Task, maml
@@ -240,6 +241,42 @@ def test_watch_sees_closures_globals_partials_and_replaced_tensors(monkeypatch: 
     layer.sizes = [1, 2]  # type: ignore[assignment]
     seen.append(watch.values())
     assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+
+
+def test_watch_sees_hooks_of_forward_passes() -> None:
+    """What was compiled has no hook in it that came later, which PyTorch calls without being told."""
+    factor = 2.0
+
+    def scaled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        return factor * output
+
+    layer = nn.Linear(1, 1)
+    watch = Watch([nn.Sequential(layer)])
+    seen = [watch.values()]
+    hooks = [layer.register_forward_hook(scaled)]
+    seen.append(watch.values())
+    factor = 3.0
+    seen.append(watch.values())
+    hooks.append(layer.register_forward_pre_hook(lambda module, inputs: None))
+    seen.append(watch.values())
+    hooks.append(register_module_forward_hook(scaled))  # type: ignore[arg-type]
+    seen.append(watch.values())
+    assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+    assert watch.values() == seen[-1]
+    for hook in hooks:
+        hook.remove()
+    assert watch.values() != seen[-1]
+
+
+@pytest.mark.parametrize("compiled", ["pieces", "step"])
+def test_a_hook_that_came_after_compiling_runs(compiled: Any) -> None:
+    model, tasks = nn.Sequential(nn.Linear(1, 1)).double(), ones(3, 1)
+    learner = maml(model, functional.mse_loss, lr=0.1, engine=Engine(compile=compiled))
+    before = learner(tasks)
+    model[0].register_forward_hook(lambda module, inputs, output: 3 * output)
+    after = learner(tasks)
+    assert not torch.allclose(after, before)
+    assert torch.allclose(after, maml(model, functional.mse_loss, lr=0.1)(tasks), rtol=1e-12)
 
 
 class Slotted:

@@ -8,12 +8,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from operator import itemgetter
+from itertools import chain
+from operator import is_, itemgetter
 from typing import Any
 
 from torch import nn
 
 PLAIN = (bool, int, float, str, type(None))
+_ALL_MODULES_HOOKS: list[Mapping[Any, Any]] = [
+    nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks
+]  # fmt: skip
+# What every module has, such as dicts of hooks, and nobody replaces; what is in these is found elsewhere.
+_OF_EVERY_MODULE = vars(nn.Module()).keys() - {"training", "_parameters", "_buffers", "_modules"}
 
 
 class Watch:
@@ -21,8 +27,8 @@ class Watch:
 
     Watched are attributes of modules, of the callable objects that they hold, and of other callable objects, those of
     their classes (PyTorch's own aside), the closures, defaults and globals that their code names, and which objects
-    these are, such as modules, parameters, buffers and functions. Not watched are the inside of lists and dicts, and
-    what further functions read.
+    these are, such as modules, parameters, buffers, functions and the hooks of forward passes. Not watched are the
+    inside of lists and dicts, and what further functions read.
 
     >>> layer = nn.Dropout(0.5)
     >>> watch = Watch([layer])
@@ -35,16 +41,17 @@ class Watch:
     def __init__(self, objects: Sequence[Any]) -> None:
         self._objects = list(objects)
         self._looks = 0
+        self._seen: list[Any] = []
+        self._last: tuple[Any, ...] = ()
         self._look()
 
     def _look(self) -> None:
         """Find what there is to watch."""
         objects, self._looks = self._objects, self._looks + 1
-        self._own = [space for item in objects for space in _namespaces(item)]
+        self._own = [*_ALL_MODULES_HOOKS, *[space for item in objects for space in _namespaces(item)]]
         spaces = [*self._own, *_classes(objects)]
         # One C call for each namespace: this runs in every step, also where a step takes a fraction of a millisecond.
-        self._plain = [(space, getter) for space in spaces if (getter := _getter(space, _is_plain))]
-        self._other = [(space, getter) for space in spaces if (getter := _getter(space, _is_not_plain))]
+        self._getters = [(space, getter) for space in spaces if (getter := _getter(space))]
         self._spaces, self._sizes = spaces, [len(space) for space in self._own]
         self._captured = [function for item in objects for function in _functions(item)]
 
@@ -57,13 +64,14 @@ class Watch:
         if [*map(len, self._own)] != self._sizes:  # an attribute has come or gone
             self._look()
         try:
-            plain = tuple([getter(space) for space, getter in self._plain])
-            other = tuple([tuple(map(id, getter(space))) for space, getter in self._other])
+            now = [*chain.from_iterable([getter(space) for space, getter in self._getters])]
         except KeyError:  # one has come and another one gone
             self._look()
             return self.values()
-        captured = tuple([_identity(value) for function in self._captured for value in _captured(function)])
-        return plain, other, self._looks, captured
+        now += chain.from_iterable(map(_captured, self._captured))
+        if not self._last or len(now) != len(self._seen) or not all(map(is_, now, self._seen)):
+            self._seen, self._last = now, (self._looks, *map(_identity, now))
+        return self._last
 
     def objects(self) -> list[Any]:
         """What the values stand for. As long as it is held, no other object has the identity of one of these."""
@@ -94,18 +102,14 @@ class _Slots(Mapping[str, Any]):
         return len(self._names())
 
 
-def _getter(space: Mapping[str, Any], chosen: Any) -> Any:
-    """A function that takes the entries with a chosen value out of such a namespace, as a tuple; None without any."""
-    keys = [key for key, value in space.items() if chosen(value) and not (isinstance(key, str) and key[:2] == "__")]
+def _getter(space: Mapping[str, Any]) -> Any:
+    """A function that takes the entries out of such a namespace, as a tuple; None where there are none."""
+    keys = [k for k in space if not (isinstance(k, str) and (k[:2] == "__" or k in _OF_EVERY_MODULE))]
     return itemgetter(keys[0], *keys) if keys else None
 
 
 def _is_plain(value: Any) -> bool:
     return all(map(_is_plain, value)) if type(value) is tuple else type(value) in PLAIN
-
-
-def _is_not_plain(value: Any) -> bool:
-    return not _is_plain(value)
 
 
 def _identity(value: Any) -> Any:
@@ -138,6 +142,7 @@ def _namespaces(item: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(item, nn.Module):
         for module in item.modules():
             yield from (vars(module), module._parameters, module._buffers, module._modules)
+            yield from (module._forward_pre_hooks, module._forward_hooks)  # type: ignore[misc]
             for own in _callables(module):
                 yield from _attributes(own)
     elif isinstance(item, partial):
@@ -159,8 +164,12 @@ def _attributes(item: Any) -> Iterator[Mapping[str, Any]]:
 
 def _callables(module: nn.Module) -> list[Any]:
     """The objects that a module calls and that are no modules, such as the update rule in another one."""
-    held = [value for value in vars(module).values() if callable(value)]
+    held = [value for value in (*vars(module).values(), *_hooks(module)) if callable(value)]
     return [value for value in held if not isinstance(value, type | partial) and not inspect.isroutine(value)]
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
 def _functions(item: Any) -> Iterator[Any]:
@@ -169,7 +178,7 @@ def _functions(item: Any) -> Iterator[Any]:
         own = {type(module).forward for module in item.modules() if not type(module).__module__.startswith("torch.")}
         yield from (function for function in own if inspect.isfunction(function))
         for module in item.modules():
-            yield from (function for held in _callables(module) for function in _functions(held))
+            yield from (function for held in (*_callables(module), *_hooks(module)) for function in _functions(held))
     elif isinstance(item, partial):
         yield from _functions(item.func)
     elif inspect.ismethod(item):
