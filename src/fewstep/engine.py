@@ -208,7 +208,8 @@ class Runner:
         """`function(*tensors)`, compiled if the engine compiles such parts, once for each key and form of tensors."""
         if self.engine.compile != part:
             return function(*tensors)
-        tensors = [dense(tensor) for tensor in tensors]
+        if any([0 in stride for stride in map(Tensor.stride, tensors)]):  # noqa: C419  (a generator takes twice as long)
+            tensors = [dense(tensor) for tensor in tensors]
         known = self.recorded("compilation", key, tensors, lambda: compiled(function, tensors))
         return (known or function)(*tensors)
 

@@ -50,6 +50,7 @@ class MetaStep:
         self._trained: list[Tensor] = []
         self._flags: list[bool] = []
         self._step: tuple[Any, Callable[..., tuple[Tensor, ...]]] | None = None
+        self._counts, self._steps = torch.zeros(0), list[Tensor]()
 
     def __call__(self, tasks: Task, lr: float) -> Tensor:
         """Raises `DivergenceError`, before anything has moved, where the loss or a gradient is not finite."""
@@ -120,15 +121,16 @@ class MetaStep:
             if self._step is None:
                 return None
             states = [self._moments(parameter) for parameter in self._trained]
-            if len(counts := {float(state["step"]) for state in states}) > 1:  # one was frozen for a while
+            counts = self._counts_of(states)
+            if len(done := {*counts.tolist()}) > 1:  # one was frozen for a while
                 return None
-            done = counts.pop() + 1
-            rates = self._own[0].new_tensor([lr / (1 - beta1**done), (1 - beta2**done) ** 0.5])
+            now = done.pop() + 1
+            rates = self._own[0].new_tensor([lr / (1 - beta1**now), (1 - beta2**now) ** 0.5])
             averages = [state[key] for key in ("exp_avg", "exp_avg_sq") for state in states]
             tensors = [*self._own, *quickly_flat(tasks)[0], *averages, rates]
             loss, finite = self._run(tensors)
         _check_finite(finite)
-        torch._foreach_add_([state["step"] for state in states], 1)
+        counts.add_(1)
         return loss
 
     def _record(self, tasks: Task, about: Any, constants: tuple[float, float, float]) -> None:
@@ -182,6 +184,15 @@ class MetaStep:
         record = partial(Recording, step, tensors, fresh)
         known = self.learner.runner.recorded("a CUDA graph", (key, *places), tensors, record)
         return (known or step)(*tensors)
+
+    def _counts_of(self, states: Sequence[dict[str, Any]]) -> Tensor:
+        """How many steps each of Adam's states has seen: one tensor, of which theirs are views from now on."""
+        if [*map(id, own := [state["step"] for state in states])] != [*map(id, self._steps)]:
+            self._counts = torch.stack(own)
+            self._steps = [*self._counts]
+            for state, step in zip(states, self._steps, strict=True):
+                state["step"] = step
+        return self._counts
 
     def _moments(self, parameter: Tensor) -> dict[str, Tensor]:
         """Adam's state of a parameter; where there is none yet, as Adam itself starts it."""
