@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.errors import DivergenceError
 from fewstep.functional import Objective, Tensors
@@ -26,7 +26,10 @@ def model_with(objective: Objective, values: Tensors, support: Batch) -> nn.Modu
                 f"'{name.removeprefix('model.')}' is not finite after adaptation; lower the inner learning rate"
             )
     own = {f"model.{name}": value for name, value in objective.model.named_parameters()}
-    kept = {id(value): value for name, value in own.items() if name not in values}
+    kept: dict[int, Tensor] = {id(value): value for name, value in own.items() if name not in values}
+    # What a forward pass has left in a module may be part of a graph, which cannot be copied.
+    left = [value for module in objective.model.modules() for value in vars(module).values()]
+    kept |= {id(value): value for value in left if isinstance(value, Tensor)}
     adapted = copy.deepcopy(objective.model, memo=kept)  # a frozen base is not copied
     for name, parameter in adapted.named_parameters():
         if f"model.{name}" in values:

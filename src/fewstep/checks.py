@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fewstep.errors import FallbackWarning, FewstepError, InputError
-from fewstep.functional import Objective, Tensors
+from fewstep.engine import Engine
+from fewstep.errors import FewstepError, InputError
+from fewstep.functional import Objective
 from fewstep.labels import check_query
+from fewstep.look import OfOne, look_once
 from fewstep.normalisation import Policy, normalised
-from fewstep.replay import Moment
 from fewstep.task import Batch, Task, is_pair, map_tensors, one_task, task_count
 
 
@@ -25,6 +24,8 @@ def check_tasks(tasks: Task) -> None:
     if not isinstance(tasks, Task):
         raise InputError(f"expected fewstep.Task(support=..., query=...), but a {type(tasks).__name__} came")
     task_count(tasks)
+    if any(leaf.is_inference() for leaf in tree_leaves(tasks)):
+        raise InputError("a tensor of the tasks was made in torch.inference_mode(): no gradient goes by it; clone it")
     check_examples(tasks.support, "support")
     check_examples(tasks.query, "query")
 
@@ -58,114 +59,35 @@ def check_values_behind(loss: Tensor, tasks: Task) -> None:
         check_values(tasks)
 
 
-OfOne = Callable[[Batch], tuple[Tensors, Batch]]
-
-
-def look_once(objective: Objective, tasks: Task, of_one: OfOne, *, exact: bool, one_query: bool) -> None:
-    """Run the loss of one task once in each mode of the model, to find what would take derivatives away.
-
-    A loss may depend on no parameter but those that it is handed. PyTorch loses the derivative of a bias's own
-    gradient in fused norms that have a bias and no weight (`tests/test_gradient.py` pins the fault). And fused
-    attention has no second derivative: from here on the objective takes the math kernel, which has one.
-    """
-    both = objective.module.inner_loss is not None and torch.is_grad_enabled()  # else there is no query set
-    kind = (exact, both, *objective.modes())
-    if kind in objective.looked_at:
-        return
-    device = tree_leaves(tasks.support)[0].device
-    with torch.enable_grad(), Moment.now(device).again(), _as_differentiated(), _Operators(exact) as seen:
-        first = Task(*[map_tensors(lambda leaf: leaf[0].detach(), batch) for batch in tasks])
-        own, batch = of_one(first.support)
-        losses = [objective(own, batch, query=False)]
-        if both:
-            with nullcontext() if one_query else suppress(Exception):
-                losses.append(objective(own, objective.query_of(first), query=True))
-    if any(loss.requires_grad for loss in losses):
-        raise InputError(
-            "the loss or the start depends on a parameter that is neither the model's nor its own, whose gradient "
-            "would be lost; make the loss an nn.Module that holds it"
-        )
-    if exact and seen.fused_attention:
-        objective.math_attention = True
-        warnings.warn(
-            "attention runs by the math kernel: fused attention has no second derivative; the derivatives "
-            "'finite_difference' and 'none' keep it",
-            FallbackWarning,
-            stacklevel=2,
-        )
-    objective.looked_at.add(kind)
-
-
 @contextmanager
-def _as_differentiated() -> Iterator[None]:
-    """Let transformer layers do what they do where gradients are taken: else they have a fused path of their own."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Note fused attention; raise `InputError` at a fused norm with a bias and without a weight.
-
-    And `IndexError` at a label that is no class, as a CPU does: a GPU would serve this process no more.
-    """
-
-    def __init__(self, exact: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.exact = exact
-        self.fused_attention = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.__name__.split(".")[0]
-        if name.startswith("_scaled_dot_product_") and "math" not in name:
-            self.fused_attention = True
-        if name in ("nll_loss_forward", "nll_loss2d_forward"):
-            prediction, labels, ignored = args[0], args[1], args[4]
-            classes = prediction.shape[min(1, prediction.dim() - 1)]
-            if bool(((labels != ignored) & ((labels < 0) | (labels >= classes))).any()):
-                raise IndexError(f"a label that is none of the {classes} classes of {tuple(prediction.shape)}")
-        if self.exact and "norm" in name:
-            given = dict(zip([argument.name for argument in func._schema.arguments], args, strict=False))
-            if given.get("bias") is not None and given.get("weight", 0) is None:
-                raise InputError(
-                    f"{name} with a bias and no weight loses second derivatives in PyTorch; add "
-                    "the bias yourself, pass a weight of ones, or use the derivative 'finite_difference'"
-                )
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def guard(objective: Objective, tasks: Task, of_one: OfOne, ways: Callable[[], Any], *, exact: bool,
-          batched: bool, one_query: bool) -> Iterator[None]:  # fmt: skip
+def guard(objective: Objective, tasks: Task, of_one: OfOne, ways: Callable[[], Any], engine: Engine, *, exact: bool,
+          one_query: bool) -> Iterator[None]:  # fmt: skip
     """Refuse what would make gradients wrong, and name the input where it is what made the model or the loss fail.
 
     of_one : the parameters and the first batch of one task whose support set is given
     ways : how many classes the start makes a head for; None where the model's own outputs count
-    exact : whether second derivatives are taken;  batched : whether the tasks go through vmap
+    exact : whether second derivatives are taken
     one_query : whether the query set is one batch of the loss; an outer objective may make something else of it
     """
-    objective.check_structure()
+    objective.structure.check()
     objective.check_running_statistics()
     written, looked = objective.buffer_versions(), False
     try:
-        look_once(objective, tasks, of_one, exact=exact, one_query=one_query)
+        look_once(objective, tasks, of_one, engine, exact=exact, one_query=one_query)
         looked = True
         yield
     except FewstepError:
         raise
     except Exception as error:
         if "mutate a captured Tensor" in str(error):
-            raise InputError(objective.written_buffers(list(written))) from error
+            raise InputError(objective.written(list(written))) from error
         check_values(tasks)
         for name, batch in tasks._asdict().items():
             if is_pair(batch):
                 known = ways()  # a start of the user's own may know other things
                 one = map_tensors(lambda leaf: leaf[0], batch)
                 _check_pair(objective, name, one, known if isinstance(known, int) else None)
-        if batched and looked:
+        if engine.method == "vmap" and looked:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
                 f"the loss works for one task, but not batched by vmap ({reason}); try engine='loop', for models "

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from platformdirs import user_cache_dir
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 
 from fewstep.errors import InputError
 from fewstep.mending import mended
@@ -29,6 +30,8 @@ from fewstep.replay import Moment
 from fewstep.splitting import split
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+ASKING = ("item", "tolist", "numpy", "__array__", "__bool__", "__int__", "__float__", "__index__", "__complex__",
+          "__contains__", "equal", "allclose", "is_nonzero")  # fmt: skip
 _ONE_AT_A_TIME = threading.RLock()  # compiling changes what all threads share
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -83,6 +86,22 @@ def compiled_in_two(function: Function, examples: Sequence[Tensor], late: int) -
         return tuple(part.clone() if i in shared else part for i, part in enumerate(first(*tensors)))
 
     return _called(own, constants), _called(second, constants, len(kept))
+
+
+class _Asking(TorchFunctionMode):
+    """Refuse to tell the value of a tensor that is held, not traced: the recording would take it for a constant."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ASKING and any(isinstance(arg, Tensor) and _is_held(arg) for arg in args):
+            raise RuntimeError(f"the model asks for the value of a tensor that it holds ({name})")
+        return func(*args, **(kwargs or {}))
+
+
+def _is_held(tensor: Tensor) -> bool:
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return not isinstance(tensor, FakeTensor) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
@@ -140,7 +159,8 @@ def _traced(function: Function, examples: Sequence[Tensor]) -> fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     before = foreign_random()
-    graph: fx.GraphModule = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
+    with _Asking():
+        graph: fx.GraphModule = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples)
     if foreign_random() != before:
         raise RuntimeError("the model draws from Python's or NumPy's random generator, not from PyTorch's")
     return graph

@@ -16,13 +16,13 @@ from typing import Any, Literal, get_args, get_type_hints
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from fewstep.channels_last import conv2d_channels_last
 from fewstep.compilation import compiled
 from fewstep.convolution import conv2d_by_matmul
 from fewstep.errors import FallbackWarning, InputError
 from fewstep.pooling import max_pool2d_by_comparison
+from fewstep.replacing import Replacing
 
 MOST_COMPILED = 64
 Convolution = Literal["native", "channels_last", "matmul"]
@@ -126,19 +126,8 @@ class Engine:
             if self.precision == "bfloat16":  # without its cache, which would leak tensors out of vmap
                 stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
             if replaced:
-                stack.enter_context(_Replacing(replaced))
+                stack.enter_context(Replacing(replaced))
             yield
-
-
-class _Replacing(TorchFunctionMode):
-    """Inside, other functions run in place of PyTorch's."""
-
-    def __init__(self, table: dict[Any, Any]) -> None:
-        super().__init__()
-        self.table = table
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.table.get(func, func)(*args, **(kwargs or {}))
 
 
 class Runner:

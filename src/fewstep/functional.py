@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,10 +15,13 @@ from fewstep.errors import InputError
 from fewstep.loss_of import LossOf
 from fewstep.normalisation import Policy, check_policy
 from fewstep.patterns import matching
+from fewstep.replacing import Replacing
+from fewstep.structure import Structure, owners, twins_of
 from fewstep.task import Batch, Joint, Task, is_pair
 
 Loss = Callable[..., Tensor]
 Tensors = dict[str, Tensor]
+DATA: Any = Tensor.data.__get__  # type: ignore[attr-defined]
 
 
 class Place(NamedTuple):
@@ -48,23 +52,34 @@ class Objective:
                 "the model was compiled by torch.compile, which cannot be differentiated twice; "
                 "hand in the module itself and compile the learner: maml(..., engine=Engine(compile='pieces'))"
             )
+        if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
+            raise InputError(
+                "a part of the model was made by torch.jit, which hides its parameters; hand in the module"
+            )
         if not callable(loss) or not callable(inner_loss or loss):
             raise InputError(f"the loss must be callable, but a {type(loss).__name__} came")
         self.model = model
         self.module = LossOf(model, loss, inner_loss)
         own = [name for name, value in self.module.named_parameters() if value.requires_grad]
-        trainable = [name.removeprefix("model.") for name in own if name.startswith("model.")]
-        self.adapted = [f"model.{name}" for name in matching(trainable, adapt)]
+        self._twins = twins_of(self.module)
+        known = [*own, *[twin for twin, name in self._twins.items() if name in own]]
+        chosen = matching([name.removeprefix("model.") for name in known if name.startswith("model.")], adapt)
+        self.adapted = [f"model.{name}" for name in chosen if f"model.{name}" in own]
+        for twin in [f"model.{name}" for name in chosen if f"model.{name}" in self._twins]:
+            if (name := self._twins[twin]) not in self.adapted:
+                raise InputError(
+                    f"'{twin.removeprefix('model.')}' is the same parameter as '{name.removeprefix('model.')}', which "
+                    "does not adapt; let both adapt, or none of them"
+                )
         self._shared = [name for name in own if name not in set(self.adapted)]
         self.per_step: dict[str, nn.Parameter] = {}
         self.shifts: Mapping[int, Tensor] = {}  # see `shifted`
         # Looking names up in a module is slow, and its structure does not change: remember who owns what.
-        self._parameters = _owners(self.module, own)
-        self._buffers = _owners(self.module, [name for name, _ in self.module.named_buffers()])
-        self._twins = _twins(self.module)
-        self._modules = list(self.module.modules())
-        self.looked_at: set[tuple[Any, ...]] = set()  # see `checks.look_once`
-        self.math_attention = False  # see `checks.look_once`
+        self._parameters = owners(self.module, own)
+        self._buffers = owners(self.module, [name for name, _ in self.module.named_buffers()])
+        self.structure = Structure(self.module, [loss, inner_loss])
+        self.looked_at: set[tuple[Any, ...]] = set()  # this and the next two: see `look.look_once`
+        self.math_attention = self.reads_data = False
         self._norms = [(name, m) for name, m in model.named_modules() if getattr(m, "running_mean", None) is not None]
         self.normalisation = normalisation
         self.check_running_statistics()
@@ -148,12 +163,26 @@ class Objective:
 
     def outputs(self, tensors: Tensors, batch: Batch, *, query: bool = True) -> tuple[Tensor, Any]:
         """The loss of one task and, for an `(x, y)` batch, the model's prediction (else None)."""
-        with sdpa_kernel(SDPBackend.MATH) if self.math_attention else nullcontext():
+        with self._as_differentiated():
             loss, prediction = self.call(tensors, batch, query=query)
         if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
             came = f"{loss.dtype} {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"the loss must return one floating-point number for a task, but {came} came")
         return loss, prediction
+
+    @contextmanager
+    def _as_differentiated(self) -> Iterator[None]:
+        """Let a model compute by what has all derivatives."""
+        before = torch.backends.mha.get_fastpath_enabled()
+        with ExitStack() as stack:
+            if self.math_attention:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.reads_data:
+                stack.enter_context(Replacing({DATA: Tensor.detach}))
+            if before:  # transformer layers in eval mode: a fused path of their own
+                torch.backends.mha.set_fastpath_enabled(False)
+                stack.callback(torch.backends.mha.set_fastpath_enabled, before)
+            yield
 
     def call(self, tensors: Tensors, batch: Batch, *, query: bool) -> tuple[Any, Any]:
         """What the module gives for these tensors."""
@@ -167,18 +196,6 @@ class Objective:
     def buffer_versions(self) -> dict[str, int]:
         """How often each buffer has been written in place: `check_buffers` compares."""
         return {name: value._version for name, value in self.buffers().items()}
-
-    def modes(self) -> list[Any]:
-        """By what batch norm goes, and which submodules are in train mode."""
-        return [self.normalisation, *[module.training for module in self._modules]]
-
-    def check_modes(self, before: list[Any]) -> None:
-        """Raise `InputError` where this has changed: recomputing would give something else."""
-        if self.modes() != before:
-            raise InputError(
-                "the model went from train to eval mode, or back, or to another normalisation, between forward and "
-                "backward pass"
-            )
 
     def is_stacked(self, theta: Tensors) -> bool:
         """Whether adapted parameters have a task axis: at the start of adaptation they have none."""
@@ -205,14 +222,6 @@ class Objective:
             result[name] = value
         return result
 
-    def check_structure(self) -> None:
-        """Raise `InputError` where a submodule was replaced: the tensors of the old one would be used."""
-        now = list(self.module.modules())
-        if len(now) != len(self._modules) or any(a is not b for a, b in zip(now, self._modules, strict=True)):
-            raise InputError(
-                "a submodule of the model was replaced after the learner was built; build the learner again"
-            )
-
     def check_running_statistics(self) -> None:
         """Raise `InputError` where a norm layer would update running statistics inside the inner loop."""
         for name, module in self._norms:
@@ -230,39 +239,16 @@ class Objective:
         """Raise `InputError` where a forward pass wrote to a buffer: recomputing it would give another result."""
         changed = [name for name, version in self.buffer_versions().items() if version != before.get(name, version)]
         if changed:
-            raise InputError(self.written_buffers(changed))
+            raise InputError(self.written(changed))
 
-    def written_buffers(self, names: Sequence[str]) -> str:
-        """What to say of a forward pass that writes to one of these buffers."""
+    def written(self, names: Sequence[str]) -> str:
+        """What to say of a forward pass that writes to one of these buffers, or to a tensor that is none."""
         listed = ", ".join(f"'{name.removeprefix('model.')}'" for name in names)
+        what = f"its buffer {listed}" if names else "a tensor that it holds"
         return (
-            f"the model writes to its buffer {listed} in its forward pass, which would make meta-gradients wrong; "
+            f"the model writes to {what} in its forward pass, which would make meta-gradients wrong; "
             "return a new tensor instead, or put that module in eval mode"
         )
-
-
-def _owners(module: nn.Module, names: Sequence[str]) -> dict[str, tuple[nn.Module, str]]:
-    """For each dotted name the submodule that holds the tensor, and its name there."""
-    parts = {name: name.rpartition(".") for name in names}
-    return {name: (module.get_submodule(path), last) for name, (path, _, last) in parts.items()}
-
-
-def _twins(module: nn.Module) -> dict[str, str]:
-    """For tensors that several submodules hold, each further place by name, and the name of the first.
-
-    >>> one, two = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-    >>> two.weight = one.weight
-    >>> _twins(nn.Sequential(one, two, one))
-    {'1.weight': '0.weight'}
-    """
-    first: dict[int, str] = {}
-    twins = {}
-    for path, part in module.named_modules():
-        for last, value in [*part._parameters.items(), *part._buffers.items()]:
-            name = f"{path}.{last}".removeprefix(".")
-            if value is not None and first.setdefault(id(value), name) != name:
-                twins[name] = first[id(value)]
-    return twins
 
 
 def tensors_by_name(names: Sequence[str], tensors: Sequence[Tensor]) -> Tensors:

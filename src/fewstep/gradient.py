@@ -46,7 +46,7 @@ class _InnerGradient(torch.autograd.Function):
     @staticmethod
     @no_saved_tensors_hooks()
     def forward(ctx: Any, problem: Problem, *tensors: Tensor) -> tuple[Tensor, ...]:
-        moment, ctx.problem, ctx.modes = Moment.now(tensors[-1].device), problem, problem.objective.modes()
+        moment, ctx.problem, ctx.state = Moment.now(tensors[-1].device), problem, problem.objective.structure.state()
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
@@ -66,7 +66,7 @@ class _InnerGradient(torch.autograd.Function):
         moment, tensors = ctx.moment, ctx.saved_tensors
         if c is None and all(part is None for part in v):
             return (None,) * (1 + len(tensors))
-        problem.objective.check_modes(ctx.modes)
+        problem.objective.structure.check_state(ctx.state)
         wanted, count = ctx.wanted, tensors[-1].shape[0]
         c = tensors[0].new_zeros(count) if c is None else c
         along = tuple(i for i, part in enumerate(v) if part is not None)
@@ -128,7 +128,7 @@ class _TaskLoss(torch.autograd.Function):
         refuse_twice()
         axis = ctx.problem.task_axis
         grads = [
-            scaled(c, gradient) if axis[i] else torch.tensordot(c, gradient, dims=([0], [0]))
+            scaled(c, gradient) if axis[i] else torch.tensordot(c.to(gradient.dtype), gradient, dims=([0], [0]))
             for i, gradient in zip(ctx.wanted, ctx.saved_tensors, strict=True)
         ]
         return (None, *at_positions(ctx.wanted, grads, ctx.count))

@@ -96,7 +96,7 @@ class _Implicit(torch.autograd.Function):
     def forward(ctx: Any, solve: Solve, problem: Problem, *inputs: Tensor) -> tuple[Tensor, ...]:
         count = len(problem.theta)
         start, tensors = inputs[:count], inputs[count:]
-        ctx.about = solve, problem, problem.objective.modes(), Moment.now(tensors[-1].device)
+        ctx.about = solve, problem, problem.objective.structure.state(), Moment.now(tensors[-1].device)
         ctx.stacked = [part.dim() == theta.dim() for part, theta in zip(start, tensors, strict=False)]
         ctx.save_for_backward(*tensors)
         return tuple(tensor.detach() for tensor in tensors[:count])
@@ -107,7 +107,7 @@ class _Implicit(torch.autograd.Function):
         refuse_twice()
         solve, problem, modes, moment = ctx.about
         tensors, theta = ctx.saved_tensors, problem.theta
-        problem.objective.check_modes(modes)
+        problem.objective.structure.check_state(modes)
         needed = ctx.needs_input_grad[2 + len(theta) :]
         others = tuple(i for i in range(len(theta), len(tensors)) if needed[i])
 

@@ -90,6 +90,11 @@ class Learner(nn.Module):
         self.memory = Memory(segment, offload)
         self.engine = engine
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("model", "loss", "inner_loss") and getattr(self, name, value) is not value:
+            raise InputError(f"the learner was built on its {name}, and goes on with it; build another learner")
+        super().__setattr__(name, value)
+
     @property
     def engine(self) -> Engine:
         """How the tasks are computed; may be set anew at any time."""
@@ -137,7 +142,7 @@ class Learner(nn.Module):
 
         It can be differentiated once, by every parameter of the learner (Finn et al. 2017, Algorithm 2, line 10).
         """
-        with self.checked(tasks):
+        with self.checked(tasks), self.objective.structure.one_call():
             loss = task_loss(*self.unrolled(tasks)) if self.engine.compile == "step" else self.outer(self, tasks)
         check_values_behind(loss, tasks)
         return loss
@@ -241,6 +246,8 @@ class Learner(nn.Module):
         What is compiled was checked when it was; as long as nothing has changed since, it is not checked again. The
         context gives what that goes by, the same object as long as it is equal.
         """
+        if torch.is_inference_mode_enabled():
+            raise InputError("a learner takes gradients, which torch.inference_mode() rules out; use torch.no_grad()")
         if self.engine.compile == "no" and not self.engine.graph:
             return self._checking(tasks)
         if self._watched[0] is not self.update:  # another rule: what was compiled has the old one in it
@@ -257,11 +264,11 @@ class Learner(nn.Module):
     def _checking(self, tasks: Task, moment: Any = None) -> Iterator[Any]:
         check_tasks(tasks)
         check_engine(self.engine, self)  # the derivative may have been set since
-        exact, batched = self.order == "exact", self.engine.method == "vmap"
+        exact = self.order == "exact"
         first = Task(at_step(tasks.support, 0, self.stream, axis=1), tasks.query)
         if self.engine.compile == "step" and torch.is_grad_enabled():
             check_rule(self)
-        with guard(self.objective, first, self._of_one, lambda: self.known(tasks), exact=exact, batched=batched,
+        with guard(self.objective, first, self._of_one, lambda: self.known(tasks), self.engine, exact=exact,
                    one_query=self.outer is last_step):  # fmt: skip
             yield moment
         self._checked = moment

@@ -98,13 +98,13 @@ def _computed_again(objective: Objective, fixed: Callable[[], Sequence[Tensor]],
     """
     leaves, form = tree_flatten((theta, state))
     count = len(leaves)  # all that `run` needs of them: holding them would defeat offload
-    watched, modes, shifts = fixed(), objective.modes(), objective.shifts
+    watched, modes, shifts = fixed(), objective.structure.state(), objective.shifts
     moment = Moment.now(watched[-1].device)
     ran = False
 
     def run(*tensors: Any) -> tuple[list[Tensors], Any]:
         nonlocal ran
-        objective.check_modes(modes)
+        objective.structure.check_state(modes)
         if list(map(id, fixed())) != list(map(id, watched)):
             raise InputError("a parameter or a buffer was replaced between forward and backward pass")
         # The checkpoint's own care for random numbers leaves out Apple's GPU.

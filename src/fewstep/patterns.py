@@ -86,6 +86,12 @@ def adapted_part(model: nn.Module, part: Literal["head", "body"], adapt: str | S
     (['1.weight', '1.bias'], ['0.weight'])
     """
     head = head_of(model, head)
+    first = dict(model.named_parameters())
+    for name, _ in model.get_submodule(head).named_parameters(remove_duplicate=False):
+        if (whole := f"{head}.{name}".removeprefix(".")) not in first:
+            raise InputError(
+                f"'{whole}' of the head is a parameter of the body as well: untie them, or name another head"
+            )
     names = [name.removeprefix("model.") for name in adapted_parameters(model, adapt)]
     of_head = {name for name in names if name.startswith(f"{head}." if head else "")}
     chosen = [name for name in names if (name in of_head) == (part == "head")]

@@ -49,7 +49,7 @@ def first(start: Start | None, objective: Objective, runner: Runner, support: Ba
         return tuple(named[name] for name in objective.adapted)
 
     axis = [False] * len(names) + [True] * len(leaves)
-    same = partial(objective.check_modes, objective.modes())
+    same = partial(objective.structure.check_state, objective.structure.state())
     values = per_task(runner, ("start", form, known), one, [*own, *leaves], axis, same)
     return tensors_by_name(objective.adapted, values)
 

@@ -30,6 +30,8 @@ class Watch:
     these are, such as modules, parameters, buffers, functions and the hooks of forward passes. Not watched are the
     inside of lists and dicts, and what further functions read.
 
+    tensors : whether it matters which parameters and buffers the modules have
+
     >>> layer = nn.Dropout(0.5)
     >>> watch = Watch([layer])
     >>> before = watch.values()
@@ -38,8 +40,8 @@ class Watch:
     False
     """
 
-    def __init__(self, objects: Sequence[Any]) -> None:
-        self._objects = list(objects)
+    def __init__(self, objects: Sequence[Any], *, tensors: bool = True) -> None:
+        self._objects, self._tensors = list(objects), tensors
         self._looks = 0
         self._seen: list[Any] = []
         self._last: tuple[Any, ...] = ()
@@ -48,7 +50,7 @@ class Watch:
     def _look(self) -> None:
         """Find what there is to watch."""
         objects, self._looks = self._objects, self._looks + 1
-        self._own = [*_ALL_MODULES_HOOKS, *[space for item in objects for space in _namespaces(item)]]
+        self._own = [*_ALL_MODULES_HOOKS, *[space for item in objects for space in _namespaces(item, self._tensors)]]
         spaces = [*self._own, *_classes(objects)]
         # One C call for each namespace: this runs in every step, also where a step takes a fraction of a millisecond.
         self._getters = [(space, getter) for space in spaces if (getter := _getter(space))]
@@ -57,7 +59,7 @@ class Watch:
 
     def __reduce__(self) -> Any:
         """A copy watches the copies of the objects."""
-        return Watch, (self._objects,)
+        return partial(Watch, tensors=self._tensors), (self._objects,)
 
     def values(self) -> tuple[Any, ...]:
         """Equal to the values of another moment if nothing that is watched has changed since."""
@@ -137,20 +139,21 @@ def _is_known(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in ("builtins", "torch", "abc", "typing", "functools", "fewstep")
 
 
-def _namespaces(item: Any) -> Iterator[Mapping[str, Any]]:
+def _namespaces(item: Any, tensors: bool) -> Iterator[Mapping[str, Any]]:
     """The dicts behind `item` whose entries decide what it computes."""
     if isinstance(item, nn.Module):
         for module in item.modules():
-            yield from (vars(module), module._parameters, module._buffers, module._modules)
+            yield from (vars(module), module._modules)
+            yield from (module._parameters, module._buffers) if tensors else ()
             yield from (module._forward_pre_hooks, module._forward_hooks)  # type: ignore[misc]
             for own in _callables(module):
                 yield from _attributes(own)
     elif isinstance(item, partial):
         yield item.keywords
         yield dict(enumerate(item.args))  # type: ignore[arg-type]
-        yield from _namespaces(item.func)
+        yield from _namespaces(item.func, tensors)
     elif inspect.ismethod(item):
-        yield from _namespaces(item.__self__)
+        yield from _namespaces(item.__self__, tensors)
     elif not isinstance(item, type):
         yield from _attributes(item)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 
+from torch import Tensor
+
 from fewstep.errors import InputError
 from fewstep.functional import Tensors
 
@@ -23,6 +25,11 @@ class SGD:
     lr: float
 
     def __post_init__(self) -> None:
+        if isinstance(self.lr, Tensor):  # type: ignore[unreachable]
+            raise InputError(
+                "the inner learning rate must be a number, but a tensor came; to learn it take fewstep.meta_sgd or the "
+                "rule fewstep.updates.LearnedRates"
+            )
         if not 0 < self.lr < inf:
             raise InputError(f"the inner learning rate must be above 0 and finite, but {self.lr} came")
 
