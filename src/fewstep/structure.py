@@ -23,9 +23,10 @@ class Structure:
     >>> structure = Structure(layer)
     >>> structure.check()
     >>> layer.bias = None
-    >>> structure.check()
+    >>> structure.check()  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    fewstep.errors.InputError: parameters of the model came or went after the learner was built ...
+    ...
+    fewstep.errors.InputError: parameters of the model came or went ...
     """
 
     def __init__(self, module: nn.Module, functions: Sequence[Any] = ()) -> None:
