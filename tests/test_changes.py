@@ -9,48 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.utils import prune
 
-from fewstep import Learner, Task, anil, maml
+from fewstep import Task
 from fewstep.engine import Engine
 from fewstep.errors import FallbackWarning, InputError
-from fewstep.functional import Tensors
-from tests.reference import descended, forward_of, meta_gradient, one_by_one, relative_error, value_of
-
-LOOP = Engine(method="loop")
-
-
-def draw(seed: int = 1) -> Task:
-    torch.manual_seed(seed)
-    x, y = torch.randn(2, 3, 5, 4, dtype=torch.float64), torch.randn(2, 3, 5, 2, dtype=torch.float64)
-    return Task(support=(x[0], y[0]), query=(x[1], y[1]))
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.a, self.b, self.other = nn.Linear(4, 6).double(), nn.Linear(6, 2).double(), nn.Linear(6, 2).double()
-        self.register_buffer("mask", torch.ones(6, dtype=torch.float64))
-        self.offset = nn.Parameter(torch.zeros(6, dtype=torch.float64), requires_grad=False)
-        self.use_other = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.a(x).tanh() * self.mask + self.offset)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        result: Tensor = (self.other if self.use_other else self.b)(hidden)
-        return result
-
-
-def learned(model: nn.Module, engine: Engine | None = None, **options: Any) -> Learner:
-    return maml(model, functional.mse_loss, lr=0.1, steps=2, engine=engine or Engine(), **options)
-
-
-def gradient(learner: Learner, tasks: Task | None = None) -> Tensor:
-    own = [value for value in learner.parameters() if value.requires_grad]
-    return meta_gradient(learner(tasks or draw()), own)
+from tests.reference import relative_error
+from tests.small import LOOP, Net, draw, gradient, learned, pruned
 
 
 @pytest.mark.parametrize("engine", [Engine(), LOOP, Engine(method="loop", compile="pieces")], ids=str)
@@ -180,11 +144,6 @@ def test_the_value_of_a_buffer_is_no_constant(how: Callable[[Tensor], Any], comp
     assert relative_error(gradient(learner), gradient(learned(model))) < 1e-12
 
 
-def pruned(model: Net) -> Net:
-    prune.l1_unstructured(model.a, "weight", 0.4)  # type: ignore[no-untyped-call]
-    return model
-
-
 def tied() -> nn.Sequential:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2)).double()
     model[2].weight = model[0].weight
@@ -219,91 +178,3 @@ def test_what_a_learner_was_built_on_is_not_replaced(name: str) -> None:
     learner = learned(Net())
     with pytest.raises(InputError, match=re.escape(f"built on its {name}")):
         setattr(learner, name, Net())
-
-
-class Force(nn.Module):
-    """A force field: the slope of an energy."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.energy = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1, bias=False)).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0][:, :2]
-
-
-def test_a_model_may_take_derivatives_itself() -> None:
-    """A leaf that a forward pass makes is no parameter that would be lost."""
-    model, tasks = Force(), draw()
-    value = value_of(forward_of(model), functional.mse_loss)
-    total = torch.zeros((), dtype=torch.float64)
-    for task in one_by_one(tasks):
-        theta: Tensors = dict(model.named_parameters())
-        for _ in range(2):
-            theta = descended(value, theta, [*theta], task.support, 0.1)
-        total = total + value(theta, task.query)
-    expected = meta_gradient(total, list(model.parameters()))
-    assert relative_error(gradient(learned(model, LOOP)), expected) < 1e-12
-
-
-def test_parts_of_different_precision() -> None:
-    class Mixed(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            hidden: Tensor = self.a(x.float()).tanh()
-            return self.head(hidden.double())
-
-    mixed = Mixed()
-    mixed.a.float()
-    got = gradient(learned(mixed, adapt="b.*"))
-    assert relative_error(got.double(), gradient(learned(Net(), adapt="b.*"))) < 1e-5
-
-
-@pytest.mark.filterwarnings("ignore::fewstep.FallbackWarning")
-def test_transformer_layers_in_eval_mode() -> None:
-    """Where only the head adapts, nothing tells PyTorch under vmap that their fused path has no second derivative."""
-
-    class Encoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(0)
-            self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).double()
-            self.out = nn.Linear(4, 2).double()
-
-        def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = self.out(self.layer(x).mean(1))
-            return result
-
-    tasks = draw()
-    x = torch.randn(3, 5, 6, 4, dtype=torch.float64)
-    tasks = Task(support=(x, tasks.support[1]), query=(x.flip(1), tasks.query[1]))
-    grads = [gradient(learned(Encoder().eval(), engine, adapt="out.*"), tasks) for engine in (Engine(), LOOP)]
-    assert relative_error(*grads) < 1e-12
-
-
-def test_clear_words_for_models_and_rates_that_do_not_go() -> None:
-    with pytest.raises(InputError, match=r"fewstep\.meta_sgd"):
-        maml(Net(), functional.mse_loss, lr=torch.tensor(0.1))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"torch.jit.*hand in the module"):
-        maml(torch.jit.script(nn.Sequential(nn.Linear(4, 2))), functional.mse_loss, lr=0.1)
-    model = nn.Module()
-    model.embedding, model.head = nn.Embedding(7, 4), nn.Linear(4, 7)
-    model.head.weight = model.embedding.weight
-    with pytest.raises(InputError, match=r"'head\.weight' of the head is a parameter of the body as well"):
-        anil(model, functional.cross_entropy, lr=0.1)
-    with pytest.raises(
-        InputError, match=r"'head\.weight' is the same parameter as 'embedding\.weight', which does not"
-    ):
-        maml(model, functional.cross_entropy, lr=0.1, adapt="head.*")
-
-
-def test_a_pruned_model_adapts() -> None:
-    model = pruned(Net())
-    learner, tasks = learned(model), draw()
-    assert gradient(learner).isfinite().all()
-    x, y = tasks.support
-    adapted = learner.adapt((x[0], y[0]))
-    expected = learner.path(Task(tasks.support, tasks.support))[-1].prediction
-    assert expected is not None
-    assert torch.allclose(adapted(x[0]), expected[0])
