@@ -81,6 +81,8 @@ def test_clear_words_for_models_and_rates_that_do_not_go() -> None:
         maml(Net(), functional.mse_loss, lr=torch.tensor(0.1))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"torch.jit.*hand in the module"):
         maml(torch.jit.script(nn.Sequential(nn.Linear(4, 2))), functional.mse_loss, lr=0.1)
+    with pytest.raises(InputError, match=r"'weight' is complex.*view_as_real"):
+        maml(nn.Linear(4, 2, dtype=torch.complex64), functional.mse_loss, lr=0.1)
     model = nn.Module()
     model.embedding, model.head = nn.Embedding(7, 4), nn.Linear(4, 7)
     model.head.weight = model.embedding.weight

@@ -61,6 +61,11 @@ class Objective:
         self.model = model
         self.module = LossOf(model, loss, inner_loss)
         own = [name for name, value in self.module.named_parameters() if value.requires_grad]
+        if complex_ := [name for name in own if self.module.get_parameter(name).is_complex()]:
+            raise InputError(
+                f"'{complex_[0].removeprefix('model.')}' is complex, which has no step of gradient descent here; hold its "
+                "real and imaginary parts (torch.view_as_real), or freeze it"
+            )
         self._twins = twins_of(self.module)
         known = [*own, *[twin for twin, name in self._twins.items() if name in own]]
         chosen = matching([name.removeprefix("model.") for name in known if name.startswith("model.")], adapt)
