@@ -63,7 +63,7 @@ class Objective:
         own = [name for name, value in self.module.named_parameters() if value.requires_grad]
         if complex_ := [name for name in own if self.module.get_parameter(name).is_complex()]:
             raise InputError(
-                f"'{complex_[0].removeprefix('model.')}' is complex, which has no step of gradient descent here; hold its "
+                f"'{complex_[0].removeprefix('model.')}' is complex, and has no gradient step here; hold its "
                 "real and imaginary parts (torch.view_as_real), or freeze it"
             )
         self._twins = twins_of(self.module)
