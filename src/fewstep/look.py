@@ -20,7 +20,7 @@ from fewstep.replay import Moment
 from fewstep.task import Batch, Task, map_tensors
 
 OfOne = Callable[[Batch], tuple[Tensors, Batch]]
-_ASKING: tuple[Any, ...] = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+_TRACKING: tuple[Any, ...] = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 
 
 def look_once(objective: Objective, tasks: Task, of_one: OfOne, engine: Engine, *, exact: bool,
@@ -103,7 +103,7 @@ class _Calls(TorchFunctionMode):
         self.detaches |= func == Tensor.detach_
         self.without_grad |= not torch.is_grad_enabled()
         result = func(*args, **kwargs)
-        if func in _ASKING:
+        if func in _TRACKING:
             self.leaves[id(args[0])] = args[0]
         elif kwargs.get("requires_grad") and isinstance(result, Tensor):
             self.leaves[id(result)] = result

@@ -26,7 +26,7 @@ class Structure:
     >>> structure.check()  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    fewstep.errors.InputError: parameters of the model came or went ...
+    fewstep.errors.InputError: parameters of the model came or went, as by pruning or weight_norm, after the ...
     """
 
     def __init__(self, module: nn.Module, functions: Sequence[Any] = ()) -> None:
@@ -48,7 +48,7 @@ class Structure:
         if len(now) != len(self._modules) or any(a is not b for a, b in zip(now, self._modules, strict=True)):
             raise InputError(f"a submodule of the model was replaced {again}")
         if self._named() != self._names:
-            raise InputError(f"parameters of the model came or went {again}, as after pruning or weight_norm")
+            raise InputError(f"parameters of the model came or went, as by pruning or weight_norm, {again}")
         if thawed := [name for part, name in self._frozen if part._parameters[name].requires_grad]:  # type: ignore[union-attr]
             raise InputError(f"'{thawed[0]}' was frozen, and got requires_grad=True {again}")
         if self._tied() != self._ties:
