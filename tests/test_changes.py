@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fewstep import Task
 from fewstep.engine import Engine
 from fewstep.errors import FallbackWarning, InputError
-from tests.reference import relative_error
+from tests.reference import meta_gradient, naive_losses, relative_error
 from tests.small import LOOP, Net, draw, gradient, learned, pruned
 
 
@@ -114,6 +115,22 @@ def test_what_hides_from_some_derivatives_is_refused_where_it_does() -> None:
                 mean = self.a(x).mean(0)
             return self.head(h - mean)
 
+    class Reversed(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x).tanh()
+            if h.requires_grad:
+                h.register_hook(lambda gradient: -0.5 * gradient)
+            return self.head(h)
+
+    with pytest.raises(InputError, match="a hook that the model puts on a tensor"):
+        learned(Reversed())(draw())
+    model, tasks = Reversed(), draw()
+    own = [name for name, value in model.named_parameters() if value.requires_grad]
+    naive = naive_losses(
+        model, functional.mse_loss, tasks, lr=0.1, steps=2, adapted=[n for n in own if "other" not in n]
+    )
+    truth = meta_gradient(naive, [model.get_parameter(name) for name in own])
+    assert relative_error(gradient(learned(model, LOOP), tasks), truth) < 1e-12
     with pytest.raises(InputError, match=r"write x = x.detach\(\)"):
         learned(InPlace())(draw())
     assert gradient(learned(InPlace(), LOOP)).isfinite().all()

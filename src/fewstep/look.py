@@ -40,6 +40,8 @@ def look_once(objective: Objective, tasks: Task, of_one: OfOne, engine: Engine, 
     with torch.enable_grad(), Moment.now(device).again(), _Calls() as calls, _Operators(exact) as seen:
         first = Task(*[map_tensors(lambda leaf: leaf[0].detach(), batch) for batch in tasks])
         own, batch = of_one(first.support)
+        plain = [name for name in objective.adapted if not own[name].requires_grad]
+        own |= {name: own[name].detach().requires_grad_() for name in plain}  # what a model may ask for
         losses = [objective(own, batch, query=False)]
         if both:
             with nullcontext() if one_query else suppress(Exception):
@@ -54,6 +56,10 @@ def look_once(objective: Objective, tasks: Task, of_one: OfOne, engine: Engine, 
         raise InputError(
             "x.detach_() hides x from the innermost of several derivatives only; write x = x.detach(), or take "
             "engine='loop'"
+        )
+    if exact and engine.method == "vmap" and calls.hooks:
+        raise InputError(
+            "a hook that the model puts on a tensor acts on some of several derivatives only; take engine='loop'"
         )
     if exact and engine.product == "forward" and calls.without_grad:
         raise InputError(
@@ -94,13 +100,14 @@ class _Calls(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.reads_data = self.detaches = self.without_grad = False
+        self.reads_data = self.detaches = self.hooks = self.without_grad = False
         self.leaves: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.reads_data |= func == DATA
         self.detaches |= func == Tensor.detach_
+        self.hooks |= func == Tensor.register_hook
         self.without_grad |= not torch.is_grad_enabled()
         result = func(*args, **kwargs)
         if func in _TRACKING:
