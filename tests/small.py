@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.utils import prune
 
 from fewstep import Learner, Task, maml
 from fewstep.engine import Engine
-from tests.reference import meta_gradient
+from tests.reference import meta_gradient, naive_losses
 
 LOOP = Engine(method="loop")
 
@@ -46,6 +47,12 @@ def learned(model: nn.Module, engine: Engine | None = None, **options: Any) -> L
 def gradient(learner: Learner, tasks: Task | None = None) -> Tensor:
     own = [value for value in learner.parameters() if value.requires_grad]
     return meta_gradient(learner(tasks or draw()), own)
+
+
+def naive_gradient(model: nn.Module, tasks: Task, adapted: Sequence[str]) -> Tensor:
+    """What `gradient(learned(model), tasks)` has to be, by the naive loop."""
+    own = [value for value in model.parameters() if value.requires_grad]
+    return meta_gradient(naive_losses(model, functional.mse_loss, tasks, lr=0.1, steps=2, adapted=adapted), own)
 
 
 def pruned(model: Net) -> Net:
