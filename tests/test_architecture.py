@@ -42,7 +42,7 @@ ROWS = [
     ["learner"],
     ["algorithms", "data", "diagnose", "meta_step", "streams"],
     ["distributed", "trial"],
-    ["agreement"],
+    ["agreement", "output"],
     ["search"],
     ["planner", "evaluate", "run", "ensemble"],
     ["train", "launch", "calibrate", "protocol", "heads", "rl"],

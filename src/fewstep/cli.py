@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field, fields, is_dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
@@ -26,7 +26,7 @@ from fewstep.commands import recipe_of, train_run
 from fewstep.comparison import compare_runs
 from fewstep.data import DATASETS
 from fewstep.data.places import expanded
-from fewstep.distributed import check_processes, is_first, joined, ranks
+from fewstep.distributed import check_processes, joined, ranks
 from fewstep.errors import FewstepError, InputError
 from fewstep.export import export
 from fewstep.film import film_run
@@ -42,6 +42,7 @@ from fewstep.options import (
     ReportOptions,
     WatchOptions,
 )
+from fewstep.output import speaking
 from fewstep.predict import predict
 from fewstep.recipes import RECIPES, Recipe
 from fewstep.report import report_run
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     is_rank = argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1
     code: str | int | None = 0
     try:
-        with joined(), _the_first_speaks():
+        with joined(), speaking():
             _run(arguments)
     except FewstepError as error:
         print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
@@ -91,20 +92,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         os._exit(code)  # threads of gloo can abort a process that ends in the usual way
     if code:
         sys.exit(code)
-
-
-@contextlib.contextmanager
-def _the_first_speaks() -> Iterator[None]:
-    """Of several processes that work together, only the first prints."""
-    if is_first():
-        yield
-        return
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        yield
 
 
 def _run(arguments: list[str]) -> None:
