@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from fewstep.functional import Loss
 from fewstep.hoisting import Hoist
 from tests.cases import CASES, Case
 from tests.reference import meta_gradient, relative_error
+from tests.small import gradient
 
 pytestmark = pytest.mark.filterwarnings("error::fewstep.FallbackWarning")
 KEEP = Engine(compile="pieces", keep=True, chunk=2)
@@ -52,6 +54,17 @@ def test_what_is_kept_gives_the_same_derivatives_and_random_numbers() -> None:
     for twice in (False, True):
         kept = _gradient(model, functional.mse_loss, KEEP, _tasks(), twice=twice)
         assert relative_error(kept, wanted) < 1e-14
+
+
+def test_a_copy_of_a_compiled_learner_gives_its_gradients_without_a_warning() -> None:
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return functional.mse_loss(model(batch["x"]), batch["y"])
+
+    x, y = _tasks().support
+    tasks = Task(support={"x": x, "y": y}, query={"x": -x, "y": y})  # PyTorch warns where the form of a dict is copied
+    learner = maml(nn.Linear(3, 2).double(), loss, lr=0.1, steps=2, engine=Engine(compile="step"))
+    wanted = gradient(learner, tasks)
+    assert relative_error(gradient(copy.deepcopy(learner), tasks), wanted) < 1e-12
 
 
 class Written(nn.Module):

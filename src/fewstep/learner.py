@@ -264,23 +264,24 @@ class Learner(nn.Module):
     def _checking(self, tasks: Task, moment: Any = None) -> Iterator[Any]:
         check_tasks(tasks)
         check_engine(self.engine, self)  # the derivative may have been set since
-        exact = self.order == "exact"
         first = Task(at_step(tasks.support, 0, self.stream, axis=1), tasks.query)
         if self.engine.compile == "step" and torch.is_grad_enabled():
             check_rule(self)
-        with guard(self.objective, first, self._of_one, lambda: self.known(tasks), self.engine, exact=exact,
-                   one_query=self.outer is last_step):  # fmt: skip
+        with guard(self.objective, first, self._of_one, lambda: self.known(tasks), self.engine,
+                   exact=self.order == "exact", one_query=self.outer is last_step):  # fmt: skip
             yield moment
         self._checked = moment
 
+    def __getstate__(self) -> dict[str, Any]:  # of a copy, which looks at its first tasks by itself
+        return self.__dict__ | {"_checked": None}
+
     def _of_one(self, support: Batch) -> tuple[Tensors, Batch]:
         """All parameters at the start, and the batch itself, of one task whose first support batch is given."""
-        objective, batch = self.objective, support
-        names = [*objective.adapted, *objective.shared]
-        own = tensors_by_name(names, [value.detach() for value in objective.parameters(names)])
+        names = [*self.objective.adapted, *self.objective.shared]
+        own = tensors_by_name(names, [value.detach() for value in self.objective.parameters(names)])
         if self.start is not None:
-            own |= self.start(objective, own, batch, self.start.known(one_task(batch)))
-        return objective.at(Place(0, query=False), own), batch
+            own |= self.start(self.objective, own, support, self.start.known(one_task(support)))
+        return self.objective.at(Place(0, query=False), own), support
 
     def _steps(self, steps: int | None) -> int:
         return self.steps if steps is None else _not_negative(steps)

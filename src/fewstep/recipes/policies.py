@@ -235,7 +235,6 @@ class PolicyRecipe(Recipe):
         judged = copy.deepcopy(learner)
         # As the authors test all their policies, the baselines too, whose learner has all steps from the start.
         judged.update = Slowed(judged.update, self.later_rate, after=max(1, self.inner_steps))
-        judged.engine = judged.engine  # what it compiled has the old rule in it
         return self.explorer(judged, world, self.test_trajectories)
 
     def protocols(self) -> list[Protocol]:
