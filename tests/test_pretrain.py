@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fewstep.baselines import pretrain_on_classes
 from fewstep.errors import InputError
 from fewstep.run import Run
+from tests.reference import relative_error
 
 
 class Counted(nn.Module):
@@ -53,13 +54,22 @@ def test_what_is_stopped_goes_on_to_the_same_net(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    "options", [{"seed": 1}, {"rotate": True}, {"lr": 0.1}, {"batch": 5}, {"iterations": 5}], ids=str
+    "options",
+    [{"seed": 1}, {"rotate": True}, {"lr": 0.1}, {"batch": 5}, {"iterations": 5}, {"precision": "bfloat16"}],
+    ids=str,
 )
 def test_other_settings_start_anew(options: dict[str, Any], tmp_path: Path) -> None:
     train(Counted(), Run(tmp_path))
     other = Counted()
     assert same(train(other, Run(tmp_path), **options), train(Counted(), **options))
     assert other.batches == options.get("iterations", 7)
+
+
+def test_bfloat16_is_for_the_features_and_leaves_weights_in_float32() -> None:
+    full, half = train(Counted()), train(Counted(), precision="bfloat16")
+    weights, wanted = half.get_parameter("net.1.weight"), full.get_parameter("net.1.weight")
+    assert weights.dtype == torch.float32
+    assert 1e-6 < relative_error(weights, wanted) < 3e-2
 
 
 def test_other_pictures_or_another_net_start_anew(tmp_path: Path) -> None:

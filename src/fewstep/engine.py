@@ -27,6 +27,7 @@ from fewstep.replacing import Replacing
 MOST_COMPILED = 64
 Convolution = Literal["native", "channels_last", "matmul"]
 Part = Literal["pieces", "step"]
+Precision = Literal["full", "bfloat16"]
 Extra = Literal["a CUDA graph", "keep", "compilation"]
 EXTRAS: dict[Extra, dict[str, Any]] = {
     "a CUDA graph": {"graph": False}, "keep": {"keep": False}, "compilation": {"compile": "no", "keep": False},
@@ -65,7 +66,7 @@ class Engine:
     convolution: Convolution = "native"
     keep: bool = False
     graph: bool = False
-    precision: Literal["full", "bfloat16"] = "full"
+    precision: Precision = "full"
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(Engine)

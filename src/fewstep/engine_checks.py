@@ -33,9 +33,14 @@ def check_engine(engine: Engine, learner: Any) -> None:
     own = learner.objective.parameters(learner.objective.adapted)
     if any(value.dtype == torch.float64 for value in own):
         raise InputError("autocast leaves float64 as it is: take model.float(), or precision='full'")
+    warn_if_slow(own[0].device)
+
+
+def warn_if_slow(device: torch.device) -> None:
+    """Say so where bfloat16 has no units of its own."""
     known = torch.cpu.get_capabilities()
-    if own[0].device.type == "cpu" and not any(known.get(name, True) for name in ("avx512_bf16", "amx_bf16")):
-        warnings.warn(SLOW, FallbackWarning, stacklevel=3)
+    if device.type == "cpu" and not any(known.get(name, True) for name in ("avx512_bf16", "amx_bf16")):
+        warnings.warn(SLOW, FallbackWarning, stacklevel=4)
 
 
 def check_rule(learner: Any) -> None:

@@ -14,6 +14,8 @@ from torch.nn import functional
 from fewstep.data.augment import Augment
 from fewstep.data.episodes import Episodes, numbered_generator, rotate_quarters
 from fewstep.data.table import ImageTable
+from fewstep.engine import Precision
+from fewstep.engine_checks import warn_if_slow
 from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.patterns import linear_head
@@ -69,6 +71,7 @@ def pretrain_on_classes(
     augment: Augment | None = None,
     batch: int = 64,
     lr: float = 2e-3,
+    precision: Precision = "full",
     run: Run | None = None,
     save_every: int = 500,
 ) -> None:
@@ -79,9 +82,13 @@ def pretrain_on_classes(
     model : [batch, ...] -> [batch, classes]
     rotate : turn each picture by a random number of quarters, as the episodes do with classes
     augment : changes each picture
+    precision : "bfloat16" computes features in it where autocast says so, which takes half of the time where the
+        processor has units for it (AMX), and many times as long where it has none
     run : a folder of its own, where it is kept each `save_every` iterations from what the same training goes on to the
         same result; `InputError` where the checkpoint of `fewstep.train` is there
     """
+    if precision == "bfloat16":
+        warn_if_slow(next(model.parameters()).device)
     table = ImageTable.of(images)
     name, head = linear_head(model)
     model.set_submodule(name, CosineHead(head))
@@ -91,7 +98,7 @@ def pretrain_on_classes(
     pictures = [len(table), int(table.counts.sum()), int(first.long().sum())]
     net = [tuple(value.shape) for value in model.state_dict().values()]
     settings = {"iterations": iterations, "seed": seed, "rotate": rotate, "augment": repr(augment), "batch": batch,
-                "lr": lr, "pictures": pictures, "net": net}  # fmt: skip
+                "lr": lr, "precision": precision, "pictures": pictures, "net": net}  # fmt: skip
     done, seconds = _resume(model, optimizer, run, settings) if run else (0, 0.0)
     started = time.monotonic() - seconds
     with progress(iterations, done=done) if run else nullcontext(lambda event: None) as report:
@@ -107,7 +114,9 @@ def pretrain_on_classes(
             through = (step + 1) / (iterations + 1)
             optimizer.param_groups[0]["lr"] = lr * min(10 * through, 1) * (1 + cos(pi * through)) / 2
             optimizer.zero_grad()
-            loss = functional.cross_entropy(model(x), label.to(x.device))
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                logits = model(x)
+            loss = functional.cross_entropy(logits.float(), label.to(x.device))
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if run and (step + 1) % save_every == 0:

@@ -25,18 +25,16 @@ class SameConv(nn.Conv2d):
 
 
 class Block(nn.Module):
-    """3x3 convolution with TensorFlow's SAME padding, offset-only batch norm, ReLU, and 2x2 pooling or stride 2."""
+    """3x3 convolution with TensorFlow's SAME padding, offset-only batch norm, 2x2 pooling or stride 2, and ReLU."""
 
     def __init__(self, inputs: int, filters: int, pool: bool) -> None:
         super().__init__()
         self.conv = SameConv(inputs, filters, stride=1 if pool else 2)
-        self.norm = OffsetNorm(filters)
-        self.pool = pool
+        self.norm = OffsetNorm(filters, pool=pool)
         initialise(self.conv, "xavier")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
-        return functional.relu(functional.max_pool2d(x, 2) if self.pool else x)  # the same, on a quarter of the map
+        return functional.relu(self.norm(self.conv(x)))  # after pooling, which gives the same for less
 
 
 class Conv4(nn.Module):

@@ -18,7 +18,7 @@ from fewstep import algorithms
 from fewstep.baselines import Baseline
 from fewstep.data.episodes import Episodes
 from fewstep.data.layouts import Split
-from fewstep.engine import Convolution, Engine
+from fewstep.engine import Convolution, Engine, Precision
 from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation, Judged, evaluate
 from fewstep.functional import Loss
@@ -71,7 +71,7 @@ class Recipe(ABC):
     """What to compile; None leaves it to the plan, and is no without one."""
     convolution: Convolution | None = None
     """How convolutions run; None leaves it to the plan, and is native without one."""
-    precision: Literal["full", "bfloat16"] = "full"
+    precision: Precision = "full"
     """Of the forward passes and their gradients; never left to the plan."""
     plan_seconds: float = 120.0
     """About how long the plan may take."""

@@ -18,6 +18,7 @@ from fewstep.data.episodes import ClassEpisodes
 from fewstep.data.layouts import Split
 from fewstep.data.table import ImageTable
 from fewstep.distributed import from_first
+from fewstep.engine import Precision
 from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.losses import summed_over_ways
@@ -53,6 +54,8 @@ class ClassificationRecipe(Recipe):
     inner_lr: float = 0.4
     pretrain_iterations: int = 20_000
     """Iterations of the baseline that is trained on all classes, 64 pictures each."""
+    pretrain_precision: Precision = "full"
+    """Of that training; bfloat16 takes half of the time where the processor has units for it."""
 
     metric: ClassVar[str] = "accuracy"
     rotate: ClassVar[bool] = False
@@ -163,6 +166,8 @@ class ClassificationRecipe(Recipe):
         settings: dict[str, Any] = {"iterations": iterations, "seed": self.seed, "head": "cosine"}
         if self.changes:
             settings["augment"] = True
+        if self.pretrain_precision != "full":
+            settings["precision"] = self.pretrain_precision
         train = partial(self._pretrain, iterations=iterations)
         return Baseline(name, self.initial_model, train, settings, self.test_steps, RATES)
 
@@ -173,7 +178,7 @@ class ClassificationRecipe(Recipe):
             images = ImageTable.of(self.images("train")).to(self.device)
             classifier = self.seeded(lambda: self._network(len(images)))
             pretrain_on_classes(classifier, images, iterations=iterations, seed=self.seed, rotate=self.rotate,
-                                augment=self.changes, run=run)  # fmt: skip
+                                augment=self.changes, precision=self.pretrain_precision, run=run)  # fmt: skip
             return {name: value.cpu() for name, value in classifier.state_dict().items()}
 
         trained = from_first(trained_weights)

@@ -39,7 +39,8 @@ class PicturesRecipe(ClassificationRecipe):
     """Shift, mirror and recolour the pictures of training, of the warm-up and of the pre-trained baseline too."""
     warm_up: int = 0
     """Iterations of training on all training classes together, 64 pictures each, before meta-training; what is stopped
-    goes on. The pre-trained baseline is that net then, whatever --pretrain-iterations says."""
+    goes on. The pre-trained baseline is that net then, whatever --pretrain-iterations says; --pretrain-precision
+    holds for it."""
     pool: bool = True
 
     def __post_init__(self) -> None:
