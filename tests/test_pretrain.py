@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.baselines import pretrain_on_classes
+from fewstep.baselines import pretrain_on_classes, trained_net
 from fewstep.errors import InputError
+from fewstep.recipes import RECIPES
+from fewstep.recipes.classification import ClassificationRecipe
 from fewstep.run import Run
 from tests.reference import relative_error
 
@@ -70,6 +73,16 @@ def test_bfloat16_is_for_the_features_and_leaves_weights_in_float32() -> None:
     weights, wanted = half.get_parameter("net.1.weight"), full.get_parameter("net.1.weight")
     assert weights.dtype == torch.float32
     assert 1e-6 < relative_error(weights, wanted) < 3e-2
+
+
+def test_a_recipe_trains_its_baseline_in_the_precision_that_is_asked_for(tmp_path: Path) -> None:
+    named = RECIPES["glyphs-5way-1shot"]
+    assert isinstance(named, ClassificationRecipe)
+    recipe = replace(named, pretrain_iterations=2)
+    half = replace(recipe, pretrain_precision="bfloat16")
+    nets = [trained_net(one.baselines()[0], Run(tmp_path))[0] for one in (recipe, half, half, recipe)]
+    assert [same(nets[0], net) for net in nets] == [True, False, False, True], "the net of other settings is not taken"
+    assert same(nets[1], nets[2])
 
 
 def test_other_pictures_or_another_net_start_anew(tmp_path: Path) -> None:
