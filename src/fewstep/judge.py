@@ -48,6 +48,8 @@ def evaluate_run(
     learner = judged.learners(policy, 1)
     # What others are trained for is what the run was, whatever is asked; without steps they answer by chance.
     compared = baselines and judged.head is None and protocols[0].steps > 0
+    if compared:
+        narrate("baselines are trained, once, and judged too; --no-baselines leaves them out")
     contenders = contenders_of(judged.trained, judged.run, policy) if compared else []
     results = []
     for place, protocol in enumerate(protocols):

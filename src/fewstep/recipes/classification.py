@@ -23,6 +23,7 @@ from fewstep.errors import InputError
 from fewstep.functional import Loss
 from fewstep.losses import summed_over_ways
 from fewstep.patterns import head_of
+from fewstep.progress import narrate
 from fewstep.protocol import Protocol
 from fewstep.recipes.base import Recipe
 from fewstep.run import Run
@@ -175,6 +176,7 @@ class ClassificationRecipe(Recipe):
         """Give `model` the body of a classifier of all training classes, and a head of zeros."""
 
         def trained_weights() -> dict[str, Tensor]:
+            narrate(f"training on all classes together first, {iterations:,} iterations, in {run.path}")
             images = ImageTable.of(self.images("train")).to(self.device)
             classifier = self.seeded(lambda: self._network(len(images)))
             pretrain_on_classes(classifier, images, iterations=iterations, seed=self.seed, rotate=self.rotate,

@@ -18,7 +18,6 @@ from fewstep.data.layouts import Split
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 from fewstep.models.own import own_network
-from fewstep.progress import narrate
 from fewstep.protocol import Protocol
 from fewstep.recipes.classification import PRETRAINED, ClassificationRecipe
 from fewstep.run import Run
@@ -94,7 +93,6 @@ class PicturesRecipe(ClassificationRecipe):
     def first_model(self, run: Run) -> nn.Module:
         model = self.initial_model()
         if self.warm_up:
-            narrate(f"training on all classes for {self.warm_up} iterations first")
             (warm,) = self.baselines()
             model.load_state_dict(trained_net(warm, run)[0].state_dict())
         return model
