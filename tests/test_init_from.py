@@ -59,6 +59,14 @@ def test_weights_of_a_net_alone(first: Path, tmp_path: Path) -> None:
     assert max((now[f"model.{name}"] - net[name]).abs().max() for name in net) < 1e-5
 
 
+def test_weights_are_kept_whatever_their_layout_in_memory(tmp_path: Path) -> None:
+    weights = {"turned": torch.arange(6.0).view(2, 3).T, "conv": torch.rand(2, 3, 4, 4)}
+    weights["conv"] = weights["conv"].to(memory_format=torch.channels_last)
+    Run(tmp_path).save_weights("net.safetensors", weights)
+    kept = Run(tmp_path).load_weights("net.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in weights.items())
+
+
 def test_what_goes_on_needs_the_other_run_no_more(
     first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

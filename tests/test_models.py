@@ -105,6 +105,8 @@ def test_a_context_beside_the_input_is_all_that_adapts() -> None:
     assert all(torch.equal(a, b) for a, b in zip(adapted.net.parameters(), net.net.parameters(), strict=True))
     learner(Task((x[None], y[None]), (x[None], y[None]))).sum().backward()
     assert all(value.grad is not None and value.grad.any() for value in (net.context, net.net.head.weight))
+    batch = ({0: torch.export.Dim("batch")},)
+    assert torch.equal(torch.export.export(net, (x,), dynamic_shapes=batch).module()(x[:3]), net(x[:3]))
     with pytest.raises(InputError, match=r"inputs of \[14, 14\] came, but the context beside them is of \[28, 28\]"):
         net(x[..., ::2, ::2])
     with pytest.raises(InputError, match=r"needs a shape \[channels, ...\]"):

@@ -121,6 +121,11 @@ def test_exports_answer_as_the_classifier(world: Path, tmp_path: Path) -> None:
         assert torch.allclose(program(some), expected[: len(some)], atol=1e-5)
         (answers,) = session.run(None, {"images": some.numpy()})
         assert np.allclose(answers, expected[: len(some)].numpy(), atol=1e-5)
+    inverted = replace(made, form=replace(made.form, invert=True))  # as for characters
+    dark, _ = decoded_now(below(world / "queries"), inverted.form)
+    program = torch.export.load(export(inverted, tmp_path / "inverted.pt2")).module()
+    assert torch.allclose(program(x), inverted.logits(dark).softmax(1), atol=1e-5)
+    assert not torch.allclose(program(x), expected, atol=1e-2)
     with pytest.raises(InputError, match=r"must end in .pt2"):
         export(made, tmp_path / "net.h5")
     transductive = adapt_run(world / "run", world / "support4", normalisation="batch")
@@ -316,11 +321,15 @@ def test_methods_with_a_start_of_their_own_and_those_that_take_no_other_ways(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = ["--data", str(world / "pictures"), *QUICK.split(), *LESS.split(), "--iterations", "2"]
-    for method in ("proto_maml", "cavia", "meta_sgd"):
+    for method in ("proto_maml", "unicorn_maml", "cavia", "meta_sgd"):
         main(["train", "image-folder", *other, "--algorithm", method, "--out", str(tmp_path / method)])
     made = adapt_run(tmp_path / "proto_maml", world / "support4")
     assert (made.about["head"], made.about["steps"]) == ("trained", 2)
     support = ("--support", str(world / "support4"))
+    main(["adapt", str(tmp_path / "unicorn_maml"), *support, "--out", str(tmp_path / "adapted")])
+    asked_of, _ = decoded_now(below(world / "queries"), made.form)
+    unicorn = adapt_run(tmp_path / "unicorn_maml", world / "support4")
+    assert torch.equal(Classifier.load(tmp_path / "adapted").logits(asked_of), unicorn.logits(asked_of))
     assert "takes no other number; 4 came" in fails(capsys, "adapt", str(tmp_path / "cavia"), *support)
     assert "meta_sgd cannot adapt to 4 classes by 2 steps" in fails(
         capsys, "adapt", str(tmp_path / "meta_sgd"), *support, "--head", "zero"

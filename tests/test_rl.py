@@ -114,15 +114,49 @@ def test_advantages_are_standardised_over_what_counts() -> None:
 
 def test_the_baseline_is_a_ridge_regression_of_each_task() -> None:
     rng = np.random.default_rng(0)
-    seen, returns = rng.normal(size=(2, 3, 4, 2)) * 20, rng.normal(size=(2, 3, 4))
-    mask = rng.random((2, 3, 4)) < 0.8
+    seen, returns = rng.normal(size=(2, 12, 4, 2)) * 20, rng.normal(size=(2, 12, 4))
+    mask = rng.random((2, 12, 4)) < 0.8
     found = linear_baseline(torch.tensor(seen), torch.tensor(returns), torch.tensor(mask)).numpy()
     for k in range(2):
-        o, t = np.clip(seen[k], -10, 10), np.broadcast_to(np.arange(4)[:, None] / 100, (3, 4, 1))
+        o, t = np.clip(seen[k], -10, 10), np.broadcast_to(np.arange(4)[:, None] / 100, (12, 4, 1))
         x = np.concatenate([o, o**2, t, t**2, t**3, np.ones_like(t)], -1)
         rows, y = x[mask[k]], returns[k][mask[k]]
         weights = np.linalg.solve(rows.T @ rows + 1e-5 * np.eye(8), rows.T @ y)
         np.testing.assert_allclose(found[k], x @ weights, rtol=1e-6, atol=1e-9)
+
+
+class InPlace(Navigation):
+    """Writes its next state to where the last one was."""
+
+    def reset(self, tasks: Tensor, trajectories: int, generators: Sequence[torch.Generator]) -> Tensor:
+        self.places = super().reset(tasks, trajectories, generators)
+        return self.places
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        seen, rewards, ended = super().step(actions)
+        return self.places.copy_(seen), rewards, ended
+
+
+def test_an_environment_may_write_to_what_it_gave() -> None:
+    torch.manual_seed(0)
+    policy = GaussianPolicy(2, 2, hidden=(8,))
+    learner = Learner(policy, likelihood_ratio, SGD(0.1), steps=1, inner_loss=reinforce, stream=True)
+    plain, other = (
+        Explorer(learner, world, trajectories=4).explore(EnvironmentEpisodes(tasks=2, environment=world)[0])
+        for world in (Navigation(horizon=5), InPlace(horizon=5))
+    )
+    assert not plain.support.observations[..., 0, :].any(), "all start at the origin"
+    for one, same in ((plain.support, other.support), (plain.query, other.query)):
+        assert torch.equal(one.observations, same.observations)
+        assert torch.equal(one.log_probs, same.log_probs)
+
+
+def test_few_steps_are_not_explained_by_many_features() -> None:
+    torch.manual_seed(0)
+    seen, returns = torch.randn(1, 10, 5, 30), torch.randn(1, 10, 5)  # chance alone, 50 steps, 64 features
+    found = linear_baseline(seen, returns, torch.ones(1, 10, 5, dtype=torch.bool))
+    assert torch.equal(found, linear_baseline(0 * seen, returns, torch.ones(1, 10, 5, dtype=torch.bool)))
+    assert (returns - found).std() > 0.8, "the deviation of returns is 1: no advantage is explained away"
 
 
 def distribution(policy: Policy, outputs: Tensor) -> Any:

@@ -177,8 +177,12 @@ def test_boxes_are_stretched_and_choices_are_passed_on() -> None:
 
     tasks = torch.tensor([[0.25], [0.5]])
     box = gymnasium.spaces.Box(np.array([0.0, -np.inf], np.float32), np.array([10.0, np.inf], np.float32))
+    half = gymnasium.spaces.Box(np.zeros(2, np.float32), np.full(2, np.inf, np.float32))
+    huge = gymnasium.spaces.Box(*(np.full(1, sign * np.finfo(np.float32).max) for sign in (-1, 1)))
     for space, actions, paid in (
         (box, torch.tensor([[[-3.0, 7.0]], [[0.0, 7.0]]]), [7.25, 12.5]),
+        (half, torch.tensor([[[-3.0, 7.0]], [[2.0, -7.0]]]), [7.25, 2.5]),
+        (huge, torch.tensor([[[-3.0]], [[2.0]]]), [-2.75, 2.5]),
         (gymnasium.spaces.Discrete(5), torch.tensor([[4], [1]]), [4.25, 1.5]),
         (gymnasium.spaces.Discrete(5, start=-2), torch.tensor([[4], [1]]), [2.25, -0.5]),
     ):
@@ -195,5 +199,15 @@ def test_boxes_are_stretched_and_choices_are_passed_on() -> None:
 
     with pytest.raises(InputError, match="Deaf has no set_task"):
         Vectorised(lambda: Deaf(box), horizon=5)
-    with pytest.raises(InputError, match="a Discrete or a Box of one dimension"):
-        Vectorised(lambda: Echo(gymnasium.spaces.MultiBinary(3)), horizon=5)
+    for space in (gymnasium.spaces.MultiBinary(3), gymnasium.spaces.Box(0, 3, (2,), np.int64)):
+        with pytest.raises(InputError, match="a Discrete or a Box of one dimension of real numbers"):
+            Vectorised(lambda space=space: Echo(space), horizon=5)  # type: ignore[misc]
+    blurred = Echo(box)
+    blurred.observation_space = gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(3))
+    with pytest.raises(InputError, match="pad them to a Box"):
+        Vectorised(lambda: blurred, horizon=5)
+    for draw in (lambda count: np.zeros(count), lambda count, seed: [{"own": 0.5}] * count):
+        told = Echo(box)
+        told.sample_tasks = draw  # type: ignore[method-assign, assignment]
+        with pytest.raises(InputError, match=r"must give an array of numbers \[count, ...\].*but: "):
+            Vectorised(lambda told=told: told, horizon=5).sample_tasks(2, torch.Generator())  # type: ignore[misc]

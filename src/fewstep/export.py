@@ -20,12 +20,12 @@ from fewstep.errors import InputError
 class _Ready(nn.Module):
     """Pixels in, probabilities out: nothing of the preparation but the size is left to the other program."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, invert: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.invert = model, invert
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
+        logits: Tensor = self.model(1 - images if self.invert else images)
         return logits.softmax(-1)
 
 
@@ -46,7 +46,7 @@ def export(classifier: Classifier, path: Path) -> Path:
         raise InputError('ONNX needs more packages: pip install "fewstep[onnx]"')
     form = classifier.form
     example = torch.zeros(2, form.channels, form.size, form.size)
-    model = _Ready(classifier.model).eval()
+    model = _Ready(classifier.model, form.invert).eval()
     batch = {0: torch.export.Dim("batch")}
     with torch.no_grad():
         program = torch.export.export(model, (example,), dynamic_shapes=(batch,))

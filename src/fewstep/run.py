@@ -81,7 +81,8 @@ class Run:
         """Keep tensors, and the iteration that they are of."""
         if not is_first():
             return
-        tensors = {key: value.detach().cpu().clone() for key, value in state.items()}
+        plain = torch.contiguous_format  # the files have no other
+        tensors = {key: value.detach().cpu().clone(memory_format=plain) for key, value in state.items()}
         self.write(name, safetensors.torch.save(tensors, metadata={"step": str(step)}))
 
     def delete(self, name: str) -> None:

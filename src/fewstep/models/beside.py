@@ -31,5 +31,5 @@ class Beside(nn.Module):
         if x.shape[2:] != self.context.shape[1:]:
             came, own = list(x.shape[2:]), list(self.context.shape[1:])
             raise InputError(f"inputs of {came} came, but the context beside them is of {own}; resize them")
-        result: Tensor = self.net(torch.cat([x, self.context.expand(len(x), *self.context.shape)], 1))
+        result: Tensor = self.net(torch.cat([x, self.context.expand(x.shape[0], *self.context.shape)], 1))
         return result

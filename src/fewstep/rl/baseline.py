@@ -8,10 +8,14 @@ from torch import Tensor
 RIDGE = 1e-5
 CLIP = 10.0  # of observations
 TRIES = 5  # with ten times the ridge each
+STEPS = 3  # for each feature at least
 
 
 def linear_baseline(observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """V [K, M, H], for each task the ridge regression of the returns on [o, o^2, t, t^2, t^3, 1], with t in hundreds.
+
+    Where a task has fewer steps than three for each of these, they would explain chance as well, and leave noise for
+    advantages: it is [t, t^2, t^3, 1] alone there.
 
     observations [K, M, H, o], clipped to -10..10;  returns, mask [K, M, H]
 
@@ -26,6 +30,8 @@ def linear_baseline(observations: Tensor, returns: Tensor, mask: Tensor) -> Tens
 def _fit(observations: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """V [M, H] of one task: what the features of all at once would take is gigabytes."""
     x = features(observations)
+    if mask.sum() < STEPS * x.shape[-1]:
+        x = x[..., -4:]
     rows, y = x[mask], returns[mask].double()
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     for attempt in range(TRIES):

@@ -43,7 +43,7 @@ def rollout(policy: Policy, theta: Tensors, environment: Environment, tasks: Ten
     noise = torch.stack([policy.noise((environment.horizon, trajectories), own) for own in generators], 1)
     like = next(iter(theta.values()))
     with no_longer_than(limit):
-        seen = environment.reset(tasks, trajectories, generators).to(like)
+        seen = environment.reset(tasks, trajectories, generators).to(like, copy=True)  # it may write there again
     alive = torch.ones(seen.shape[:-1], dtype=torch.bool, device=seen.device)
     steps: list[tuple[Tensor, ...]] = []
     for chance in noise.to(seen):

@@ -13,6 +13,7 @@ from fewstep.errors import InputError
 from fewstep.rl.environments.gym import gymnasium
 
 Make = Callable[[], "gymnasium.Env[Any, Any]"]
+HUGE = 1e30  # a bound beyond it is none: many write float32's largest number
 
 
 class Vectorised:
@@ -20,7 +21,8 @@ class Vectorised:
 
     make : builds one, with `sample_tasks(count, seed)` -> array [count, ...] and `set_task(task)`
     horizon : steps of a trajectory at most; one that is terminated or truncated ends before
-    Observations are flattened. Actions from -1 to 1 are stretched to the bounds of a box that has any.
+    Observations are flattened. Actions from -1 to 1 are stretched to the bounds of a box that has both, and cut at a
+    single one.
 
     >>> from fewstep.rl.environments import Navigation
     >>> from fewstep.rl.environments.single import Single
@@ -43,8 +45,11 @@ class Vectorised:
                 )
         seen, space = self._first.observation_space, self._first.action_space
         self.discrete = isinstance(space, gymnasium.spaces.Discrete)
-        if not self.discrete and not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1):
-            raise InputError(f"actions must be a Discrete or a Box of one dimension, but {space} came")
+        flat_box = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
+        if not self.discrete and not (flat_box and np.issubdtype(space.dtype, np.floating)):
+            raise InputError(f"actions must be a Discrete or a Box of one dimension of real numbers, but {space} came")
+        if not isinstance(seen, gymnasium.spaces.Box):
+            raise InputError(f"observations must always be of as many numbers, but {seen} came; pad them to a Box")
         self.observations = int(np.prod(seen.shape or (1,)))
         self.actions = int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else int(np.prod(space.shape or ()))
         self.horizon = horizon
@@ -53,7 +58,14 @@ class Vectorised:
     def sample_tasks(self, count: int, generator: torch.Generator) -> Tensor:
         seed = int(torch.randint(2**31, (), generator=generator))
         drawn: Any = self._first.unwrapped
-        return torch.as_tensor(np.asarray(drawn.sample_tasks(count, seed))).to(torch.get_default_dtype())
+        try:
+            tasks = np.asarray(drawn.sample_tasks(count, seed), float)
+        except (TypeError, ValueError) as error:
+            wanted = (
+                "sample_tasks(count, seed) must give an array of numbers [count, ...], of which set_task takes a row"
+            )
+            raise InputError(f"{wanted}; but: {error}") from error
+        return torch.as_tensor(tasks).to(torch.get_default_dtype())
 
     def reset(self, tasks: Tensor, trajectories: int, generators: Sequence[torch.Generator]) -> Tensor:
         count, self._shape = len(tasks) * trajectories, (len(tasks), trajectories)
@@ -72,10 +84,10 @@ class Vectorised:
         if self.discrete:
             chosen = chosen + space.start  # a policy counts from 0
         else:
-            bounded = np.isfinite(space.low) & np.isfinite(space.high)
+            bounded = (np.abs(space.low) < HUGE) & (np.abs(space.high) < HUGE)
             low, high = np.where(bounded, space.low, -1), np.where(bounded, space.high, 1)
             inside = low + (chosen.clip(-1, 1) + 1) / 2 * (high - low)
-            chosen = np.where(bounded, inside, chosen).astype(space.dtype)
+            chosen = np.where(bounded, inside, chosen).clip(space.low, space.high).astype(space.dtype)
         seen, rewards, terminated, truncated, _ = self._all.step(chosen)
         return self._by_task(seen), self._by_task(rewards), self._by_task(terminated | truncated)
 
