@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor, nn
 
 from fewstep.classifier import Classifier, adapt_run
 from fewstep.cli import main
@@ -109,6 +110,13 @@ def test_adapting_equals_the_learner_in_code(world: Path) -> None:
     assert made.about["support"] == {"new 0": 1, "new 1": 2, "new 2": 3}
 
 
+class Unsure(nn.Module):
+    """Decides by the pictures what to compute."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :4] if x.sum() > 0 else x.flatten(1)[:, 4:8]
+
+
 def test_exports_answer_as_the_classifier(world: Path, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     made = adapt_run(world / "run", world / "support4")
@@ -126,6 +134,8 @@ def test_exports_answer_as_the_classifier(world: Path, tmp_path: Path) -> None:
     program = torch.export.load(export(inverted, tmp_path / "inverted.pt2")).module()
     assert torch.allclose(program(x), inverted.logits(dark).softmax(1), atol=1e-5)
     assert not torch.allclose(program(x), expected, atol=1e-2)
+    with pytest.raises(InputError, match=r"torch.export cannot take this network for any number of pictures: "):
+        export(replace(made, model=Unsure()), tmp_path / "unsure.pt2")
     with pytest.raises(InputError, match=r"must end in .pt2"):
         export(made, tmp_path / "net.h5")
     transductive = adapt_run(world / "run", world / "support4", normalisation="batch")

@@ -33,7 +33,8 @@ def export(classifier: Classifier, path: Path) -> Path:
     """Write images float32 [batch, channels, size, size] in 0..1 -> probabilities [batch, classes], for any batch.
 
     path : ends in .pt2 for `torch.export`, or in .onnx, which needs `pip install "fewstep[onnx]"`
-    Raises `InputError` where the answers depend on the batch, as with normalisation="batch".
+    Raises `InputError` where the answers depend on the batch, as with normalisation="batch", and where `torch.export`
+    cannot take a network of one's own.
     """
     if path.suffix not in (".pt2", ".onnx"):
         raise InputError(f"the file's name must end in .pt2 (torch.export) or .onnx, but {path} came")
@@ -48,8 +49,11 @@ def export(classifier: Classifier, path: Path) -> Path:
     example = torch.zeros(2, form.channels, form.size, form.size)
     model = _Ready(classifier.model, form.invert).eval()
     batch = {0: torch.export.Dim("batch")}
-    with torch.no_grad():
-        program = torch.export.export(model, (example,), dynamic_shapes=(batch,))
+    try:
+        with torch.no_grad():
+            program = torch.export.export(model, (example,), dynamic_shapes=(batch,))
+    except Exception as error:  # of many kinds: nets of one's own can do anything
+        raise InputError(f"torch.export cannot take this network for any number of pictures: {error}") from error
     part = path.with_name(f"part-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
