@@ -42,7 +42,7 @@ def mlp(workload: Workload, layout: str) -> Model:
 
 def conv4(workload: Workload, layout: str) -> Model:
     """Four blocks and a head, and N times the mean cross-entropy."""
-    pool = workload.model.blocks[0].pool  # type: ignore[union-attr, index]
+    pool = workload.model.blocks[0].norm.pool  # type: ignore[union-attr, index]
     last = layout != "NCHW"  # channels
 
     def block(theta: dict[str, Array], i: int, x: Array) -> Array:

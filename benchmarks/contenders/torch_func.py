@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional
 
 from benchmarks.contenders.with_torch import TorchContender
 from benchmarks.workloads import Workload
@@ -26,11 +27,13 @@ class CompositeBatchNorm(nn.Module):
 
     def __init__(self, fused: OffsetNorm) -> None:
         super().__init__()
-        self.eps, self.offset = fused.eps, fused.offset
+        self.eps, self.pool, self.offset = fused.eps, fused.pool, fused.offset
 
     def forward(self, x: Tensor) -> Tensor:
         axes = (0, *range(2, x.dim()))
-        return standardised(x, axes, self.eps) + self.offset.reshape(-1, *[1] * (x.dim() - 2))
+        normal = standardised(x, axes, self.eps)
+        normal = functional.max_pool2d(normal, 2) if self.pool else normal
+        return normal + self.offset.reshape(-1, *[1] * (x.dim() - 2))
 
 
 class CompositeLayerNorm(nn.Module):

@@ -103,14 +103,7 @@ def pretrain_on_classes(
     started = time.monotonic() - seconds
     with progress(iterations, done=done) if run else nullcontext(lambda event: None) as report:
         for step in range(done, iterations):
-            generator = numbered_generator(seed, step)
-            label = torch.randint(len(table), (batch,), generator=generator)
-            x = table.pick(label, torch.randint(1 << 40, (batch,), generator=generator) % table.counts[label])
-            if rotate:
-                x = rotate_quarters(x[None], torch.randint(4, (1, batch), generator=generator))[0]
-            x = x.float() / 255
-            x = augment(x, generator) if augment else x
-            x = x.contiguous(memory_format=torch.channels_last)  # convolutions that pool take 0.7 of the time
+            x, label = _drawn(table, batch, numbered_generator(seed, step), rotate, augment)
             through = (step + 1) / (iterations + 1)
             optimizer.param_groups[0]["lr"] = lr * min(10 * through, 1) * (1 + cos(pi * through)) / 2
             optimizer.zero_grad()
@@ -124,6 +117,18 @@ def pretrain_on_classes(
                 run.save_state({**where, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                                 "random": torch.get_rng_state(), "settings": settings})  # fmt: skip
                 report({**where, "loss": loss.item()})
+
+
+def _drawn(table: ImageTable, batch: int, generator: torch.Generator, rotate: bool,
+           augment: Augment | None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Pictures of any classes, and what these are."""
+    label = torch.randint(len(table), (batch,), generator=generator)
+    x = table.pick(label, torch.randint(1 << 40, (batch,), generator=generator) % table.counts[label])
+    if rotate:
+        x = rotate_quarters(x[None], torch.randint(4, (1, batch), generator=generator))[0]
+    x = x.float() / 255
+    x = augment(x, generator) if augment else x
+    return x.contiguous(memory_format=torch.channels_last), label  # convolutions that pool take 0.7 of the time
 
 
 def _resume(
