@@ -76,6 +76,16 @@ def test_a_metric_of_the_users_own_and_the_loss(learner: Learner) -> None:
     assert loss.last.mean == pytest.approx(mse.last.mean, rel=1e-5)
 
 
+@pytest.mark.parametrize(("higher", "sign"), [(True, 1), (False, -1)])
+def test_gains_are_differences_within_episodes(higher: bool, sign: int) -> None:
+    values = torch.tensor([[1.0, 50.0, 9.0], [2.0, 52.0, 9.0], [0.0, 53.0, 12.0]])
+    points = [StepResult(step, 0.0, 0.0) for step in (0, 1, 5)]
+    first, last = Evaluation("own", points, 3, higher_is_better=higher, values=values).gains
+    assert (first.step, first.mean, first.ci95) == (1, sign * 1.0, pytest.approx(1.96 / 3**0.5))
+    assert (last.step, last.mean) == (5, pytest.approx(sign * 5 / 3))
+    assert last.ci95 == pytest.approx(1.96 * torch.tensor([-1.0, 3.0, 3.0]).std().item() / 3**0.5)
+
+
 def test_modules_that_stay_in_eval_mode_stay_so(learner: Learner) -> None:
     learner.get_submodule("model.1").eval()
     evaluate(learner, SinusoidEpisodes(tasks=4), metric="mse", steps=1, count=4)
@@ -84,7 +94,8 @@ def test_modules_that_stay_in_eval_mode_stay_so(learner: Learner) -> None:
 
 
 def test_a_diverged_mean_is_null_and_worth_least() -> None:
-    diverged = Evaluation("mse", [StepResult(0, 1.0, 0.1), StepResult(1, float("nan"), float("nan"))], 10)
+    values = torch.tensor([[0.9, 1.1], [float("nan")] * 2])
+    diverged = Evaluation("mse", [StepResult(0, 1.0, 0.1), StepResult(1, float("nan"), float("nan"))], 2, values=values)
     assert json.loads(json.dumps(diverged.to_json(), allow_nan=False))["by_step"][1] == {
         "step": 1,
         "mean": None,

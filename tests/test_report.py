@@ -132,13 +132,13 @@ def test_rows_repeat_the_evaluation(run: Path) -> None:
     evaluation = read(run)
     text = shown(evaluation)
     for entry in (evaluation, *evaluation["baselines"].values()):
-        for point in entry["by_step"]:
+        for point in [*entry["by_step"], *(evaluation["gains"] if entry is evaluation else [])]:
             if point["step"] in (0, 1, 5, 10):
                 assert f"{point['mean']:.3f} ± {point['ci95']:.3f}" in text
-    assert all(name in text for name in ("meta-learned", *evaluation["baselines"]))
+    assert all(name in text for name in ("meta-learned", "gain of each episode", *evaluation["baselines"]))
     assert all(f" {step} step" in text for step in (0, 1, 5, 10))
     assert " 2 steps" not in text
-    assert table(evaluation).row_count == 1 + len(evaluation["baselines"])
+    assert table(evaluation).row_count == 2 + len(evaluation["baselines"])
 
 
 def test_accuracies_are_in_percent_and_with_their_protocol() -> None:

@@ -108,6 +108,17 @@ class Evaluation:
         value = self.last.mean if self.higher_is_better else -self.last.mean
         return value if isfinite(value) else -inf
 
+    @property
+    def gains(self) -> list[StepResult]:
+        """By how much the metric of an episode is better after each step than before the first.
+
+        Differences within episodes: their interval does not hold how unlike the episodes are, as that of a mean does.
+        """
+        if self.values is None or len(self.by_step) < 2:
+            return []
+        better = (self.values[1:] - self.values[:1]) * (1 if self.higher_is_better else -1)
+        return _by_step(better, [point.step for point in self.by_step[1:]])
+
     def first(self, count: int) -> Evaluation:
         """What the first `count` episodes alone give."""
         assert self.values is not None
@@ -118,7 +129,8 @@ class Evaluation:
         """Plain values; a mean that is not finite is null."""
         content = asdict(replace(self, values=None))
         del content["values"]
-        for point in content["by_step"]:
+        content["gains"] = [asdict(gain) for gain in self.gains]
+        for point in [*content["by_step"], *content["gains"]]:
             point.update({key: None for key in ("mean", "ci95") if not isfinite(point[key])})
         return content
 

@@ -54,7 +54,7 @@ def evaluate_run(
     results = []
     for place, protocol in enumerate(protocols):
         entry = judged.judge(protocol, learner, _looked_at(protocol, place)).to_json()
-        unadapted = {**entry, "by_step": entry["by_step"][:1]}
+        unadapted = {**entry, "by_step": entry["by_step"][:1], "gains": []}
         entry["baselines"] = {"the same net without adaptation": unadapted} if protocol.steps else {}
         for c in contenders:
             steps = protocol.steps if c.baseline.steps else 0

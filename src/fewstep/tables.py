@@ -127,7 +127,8 @@ def _rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
     steps = shown(found[0].x)
     digits = 2 if evaluation["metric"] == "accuracy" else 3
     rows = [["after", *(f"{step} step{plural(step)}" for step in steps)]]
-    for line in found:
+    gained = [_line("gain of each episode", evaluation["metric"], evaluation.get("gains", []))]  # older files lack it
+    for line in [*found[:1], *filter(lambda line: line.x, gained), *found[1:]]:
         known = {x: _cell(m, h, digits) for x, m, h in zip(line.x, line.mean, line.half, strict=True)}
         rows.append([line.name, *(known.get(step, "") for step in steps)])
     return rows
@@ -141,14 +142,17 @@ def _cell(mean: float, half: float, digits: int) -> str:
 
 def lines(evaluation: Mapping[str, Any]) -> list[Line]:
     """The metric by inner step, accuracies in %, of the learner and of each baseline."""
-    scale = 100 if evaluation["metric"] == "accuracy" else 1
     found = []
     for name, entry in {"meta-learned": evaluation, **evaluation["baselines"]}.items():
-        points, rate = entry["by_step"], entry.get("fine_tuning_lr")
-        title = name if rate is None else f"{name} (rate {rate:g})"
-        mean, half = ([scale * number(point[key]) for point in points] for key in ("mean", "ci95"))
-        found.append(Line(title, [point["step"] for point in points], mean, half))
+        rate = entry.get("fine_tuning_lr")
+        found.append(_line(name if rate is None else f"{name} (rate {rate:g})", evaluation["metric"], entry["by_step"]))
     return found
+
+
+def _line(name: str, metric: str, points: Sequence[Mapping[str, Any]]) -> Line:
+    scale = 100 if metric == "accuracy" else 1
+    mean, half = ([scale * number(point[key]) for point in points] for key in ("mean", "ci95"))
+    return Line(name, [point["step"] for point in points], mean, half)
 
 
 def protocols(evaluation: Mapping[str, Any]) -> list[Json]:
