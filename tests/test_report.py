@@ -135,7 +135,7 @@ def test_rows_repeat_the_evaluation(run: Path) -> None:
         for point in [*entry["by_step"], *(evaluation["gains"] if entry is evaluation else [])]:
             if point["step"] in (0, 1, 5, 10):
                 assert f"{point['mean']:.3f} ± {point['ci95']:.3f}" in text
-    assert all(name in text for name in ("meta-learned", "gain of each episode", *evaluation["baselines"]))
+    assert all(name in text for name in ("meta-learned", "gain per episode", *evaluation["baselines"]))
     assert all(f" {step} step" in text for step in (0, 1, 5, 10))
     assert " 2 steps" not in text
     assert table(evaluation).row_count == 2 + len(evaluation["baselines"])

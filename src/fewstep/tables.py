@@ -127,7 +127,7 @@ def _rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
     steps = shown(found[0].x)
     digits = 2 if evaluation["metric"] == "accuracy" else 3
     rows = [["after", *(f"{step} step{plural(step)}" for step in steps)]]
-    gained = [_line("gain of each episode", evaluation["metric"], evaluation.get("gains", []))]  # older files lack it
+    gained = [_line("gain per episode", evaluation["metric"], evaluation.get("gains", []))]  # older files lack it
     for line in [*found[:1], *filter(lambda line: line.x, gained), *found[1:]]:
         known = {x: _cell(m, h, digits) for x, m, h in zip(line.x, line.mean, line.half, strict=True)}
         rows.append([line.name, *(known.get(step, "") for step in steps)])
