@@ -103,6 +103,7 @@ CASES = [
     Case("head only", lambda: models.mlp(2, 1, (8, 8), init="xavier"), (2,), adapt="5.*"),
     Case("conv4 strided", lambda: models.conv4(3, filters=4, size=16), (1, 16, 16), ways=3, adapt="~*.offset"),
     Case("conv4 pooled", lambda: models.conv4(3, filters=4, size=16, pool=True, channels=2), (2, 16, 16), ways=3),
+    Case("conv4, rms norm", lambda: models.conv4(3, filters=4, size=16, pool=True, rms_norm=True), (1, 16, 16), ways=3),
     Case("batch norm", lambda: use_batch_statistics(_normed(nn.BatchNorm2d(4))), (1, 8, 8), ways=3),
     Case("layer norm", lambda: _normed(nn.LayerNorm([4, 6, 6])), (1, 8, 8), ways=3),
     Case("group norm", lambda: _normed(nn.GroupNorm(2, 4)), (1, 8, 8), ways=3),

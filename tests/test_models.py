@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import fewstep
 from fewstep import InputError, Task, models
+from fewstep.losses import summed_over_ways
 from fewstep.models.layers import OffsetNorm
 from fewstep.recipes import RECIPES
 
@@ -34,10 +37,11 @@ def tensorflow_conv(x: Tensor, conv: nn.Conv2d, stride: int) -> Tensor:
     return torch.stack(rows, -2)
 
 
+@pytest.mark.parametrize("rms_norm", [False, True])
 @pytest.mark.parametrize(("size", "pool"), [(28, False), (28, True), (17, True), (19, False)])
-def test_conv4_equals_its_definition(size: int, pool: bool) -> None:
+def test_conv4_equals_its_definition(size: int, pool: bool, rms_norm: bool) -> None:
     torch.manual_seed(0)
-    net = models.conv4(5, filters=6, channels=2, size=size, pool=pool).double()
+    net = models.conv4(5, filters=6, channels=2, size=size, pool=pool, rms_norm=rms_norm).double()
     for value in net.parameters():
         value.data += 0.1 * torch.randn_like(value)
     x = torch.randn(3, 2, size, size, dtype=torch.float64)
@@ -49,7 +53,20 @@ def test_conv4_equals_its_definition(size: int, pool: bool) -> None:
         y = functional.relu((y - mean) / (variance + 1e-3).sqrt() + block.norm.offset[:, None, None])
         hidden = functional.max_pool2d(y, 2) if pool else y
     features = hidden.flatten(1) if pool else hidden.mean((2, 3))
+    if rms_norm:
+        features = features / (features.square().mean(1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(net(x), net.head(features))
+
+
+def test_features_of_one_length_make_the_first_step_one_of_cosines() -> None:
+    net = models.conv4(4, filters=3, size=32, pool=True, rms_norm=True).double()
+    for value in net.head.parameters():
+        nn.init.zeros_(value)
+    x, query = torch.rand(4, 1, 32, 32, dtype=torch.float64), torch.rand(6, 1, 32, 32, dtype=torch.float64)
+    adapted = fewstep.maml(net, summed_over_ways, lr=0.01).adapt((x, torch.arange(4)))
+    scores = functional.cosine_similarity(net.blocks(query).flatten(1)[:, None], net.blocks(x).flatten(1)[None], dim=2)
+    expected = 0.01 * net.head.in_features * (scores - scores.mean(1, keepdim=True))
+    torch.testing.assert_close(adapted(query), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_sizes_are_those_of_the_authors() -> None:
@@ -111,3 +128,8 @@ def test_a_context_beside_the_input_is_all_that_adapts() -> None:
         net(x[..., ::2, ::2])
     with pytest.raises(InputError, match=r"needs a shape \[channels, ...\]"):
         models.Beside(nn.Linear(1, 1), ())
+
+
+def test_features_of_one_length_are_for_convolutions() -> None:
+    with pytest.raises(InputError, match="--rms-norm is for --network conv, but resnet12 came"):
+        replace(RECIPES["miniimagenet-5way-1shot"], network="resnet12", rms_norm=True)  # type: ignore[call-arg]

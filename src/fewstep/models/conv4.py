@@ -40,15 +40,19 @@ class Block(nn.Module):
 class Conv4(nn.Module):
     """Four blocks and a linear head."""
 
-    def __init__(self, blocks: list[Block], head: nn.Linear, mean: bool) -> None:
+    def __init__(self, blocks: list[Block], head: nn.Linear, mean: bool, rms_norm: bool) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*blocks)
         self.head = head
         self.mean = mean
+        self.rms_norm = rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.blocks(x)
-        out: Tensor = self.head(features.mean((-2, -1)) if self.mean else features.flatten(1))
+        features = features.mean((-2, -1)) if self.mean else features.flatten(1)
+        if self.rms_norm:
+            features = functional.rms_norm(features, features.shape[1:], eps=1e-6)
+        out: Tensor = self.head(features)
         return out
 
 
@@ -60,6 +64,7 @@ def conv4(
     filters: int = 64,
     pool: bool = False,
     head: Initialisation | None = None,
+    rms_norm: bool = False,
 ) -> Conv4:
     """The authors' network; by default that for Omniglot, `conv4(ways, channels=3, size=84, filters=32, pool=True)`
     is that for Mini-ImageNet.
@@ -67,6 +72,8 @@ def conv4(
     x [batch, channels, size, size] -> [batch, ways]
     pool : 2x2 max pooling and all features to the head; else stride 2 and the mean over the last map to the head
     head : how its weight starts; by default N(0, 1) with strides and Xavier with pooling, as the authors do
+    rms_norm : divide the features of each picture by the root of their mean square (Zhang & Sennrich 2019). From a head of
+        zeros the first inner step then answers by cosines, those between a picture and the support set
 
     >>> sum(p.numel() for p in conv4(ways=5).parameters())
     112005
@@ -82,7 +89,7 @@ def conv4(
     side = size // 16 if pool else 1
     linear = nn.Linear(filters * side * side, ways)
     initialise(linear, head or ("xavier" if pool else "normal"))
-    return Conv4(blocks, linear, mean=not pool)
+    return Conv4(blocks, linear, mean=not pool, rms_norm=rms_norm)
 
 
 def _same(length: int, stride: int) -> tuple[int, int]:

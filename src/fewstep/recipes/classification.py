@@ -52,6 +52,9 @@ class ClassificationRecipe(Recipe):
     """Of each convolution."""
     pool: bool = False
     """Convolutions pool 2x2 and hand all features to the head; else they have stride 2 and hand on the mean."""
+    rms_norm: bool = False
+    """Bring the features of each picture to one length before the head, so that the first step goes by cosines; for
+    convolutions."""
     inner_lr: float = 0.4
     pretrain_iterations: int = 20_000
     """Iterations of the baseline that is trained on all classes, 64 pictures each."""
@@ -63,6 +66,11 @@ class ClassificationRecipe(Recipe):
     channels: ClassVar[int] = 1
     side: ClassVar[int] = 28
     invert: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rms_norm and self.network not in ("conv", "context"):
+            raise InputError(f"--rms-norm is for --network conv, but {self.network} came; leave it out")
 
     @abstractmethod
     def images(self, split: Split) -> Tensor | ImageTable:
@@ -96,7 +104,8 @@ class ClassificationRecipe(Recipe):
     def _network(self, ways: int) -> nn.Module:
         if self.network == "mlp":
             return models.mlp(self.channels * self.side**2, ways, (256, 128, 64, 64), norm=True)
-        conv = partial(models.conv4, ways, size=self.side, filters=self.filters, pool=self.pool)
+        conv = partial(models.conv4, ways, size=self.side, filters=self.filters, pool=self.pool,
+                       rms_norm=self.rms_norm)  # fmt: skip
         if self.network == "context":
             return models.Beside(conv(channels=self.channels + 1), (1, self.side, self.side))
         return conv(channels=self.channels)
