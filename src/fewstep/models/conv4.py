@@ -72,8 +72,8 @@ def conv4(
     x [batch, channels, size, size] -> [batch, ways]
     pool : 2x2 max pooling and all features to the head; else stride 2 and the mean over the last map to the head
     head : how its weight starts; by default N(0, 1) with strides and Xavier with pooling, as the authors do
-    rms_norm : divide the features of each picture by the root of their mean square (Zhang & Sennrich 2019). From a head of
-        zeros the first inner step then answers by cosines, those between a picture and the support set
+    rms_norm : divide the features of each picture by the root of their mean square (Zhang & Sennrich 2019). From a head
+        of zeros the first inner step then answers by cosines, those between a picture and the support set
 
     >>> sum(p.numel() for p in conv4(ways=5).parameters())
     112005
