@@ -70,7 +70,7 @@ class ClassificationRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rms_norm and self.network not in ("conv", "context"):
-            raise InputError(f"--rms-norm is for --network conv, but {self.network} came; leave it out")
+            raise InputError(f"--rms-norm is for --network conv, but {self.network} came; give --no-rms-norm")
 
     @abstractmethod
     def images(self, split: Split) -> Tensor | ImageTable:
