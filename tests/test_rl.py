@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import json
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -798,6 +800,25 @@ def test_alarms_of_others_are_left_alone() -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+STOPPED = """
+import os, signal
+from fewstep.rl.watchdog import no_longer_than
+with no_longer_than(3):
+    print("ready", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+print("done")
+"""
+
+
+def test_time_in_which_the_process_is_stopped_is_no_fault_of_the_environment() -> None:
+    with subprocess.Popen([sys.executable, "-c", STOPPED], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(3.5)  # longer than the limit
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.read() == "done\n"
 
 
 def test_what_fails_once_is_tried_again(capsys: Any) -> None:
