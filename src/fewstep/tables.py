@@ -127,8 +127,9 @@ def _rows(evaluation: Mapping[str, Any]) -> list[list[str]]:
     steps = shown(found[0].x)
     digits = 2 if evaluation["metric"] == "accuracy" else 3
     rows = [["after", *(f"{step} step{plural(step)}" for step in steps)]]
-    gained = [_line("gain per episode", evaluation["metric"], evaluation.get("gains", []))]  # older files lack it
-    for line in [*found[:1], *filter(lambda line: line.x, gained), *found[1:]]:
+    if gains := evaluation.get("gains"):  # older files lack them
+        found.insert(1, _line("gain per episode", evaluation["metric"], gains))
+    for line in found:
         known = {x: _cell(m, h, digits) for x, m, h in zip(line.x, line.mean, line.half, strict=True)}
         rows.append([line.name, *(known.get(step, "") for step in steps)])
     return rows
