@@ -120,6 +120,9 @@ class ImageFolderRecipe(PicturesRecipe):
     inner_steps: int = 5
     queries: int | None = 5
     test_queries: int | None = 5
+    pretrain_iterations: int = 2_000
+    """Iterations of the baseline that is trained on all classes, 64 pictures each: minutes, so that nobody waits for it
+    longer than for the run itself."""
 
     @property
     def channels(self) -> int:  # type: ignore[override]
