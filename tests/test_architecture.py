@@ -27,7 +27,7 @@ ROWS = [
         "progress",
         "replacing",
     ],
-    ["task", "pooling", "channels_last", "hoisting", "structure"],
+    ["task", "pooling", "channels_last", "hoisting", "structure", "building"],
     ["compilation"],
     ["patterns", "normalisation", "labels", "cuda_graph"],
     ["ragged", "loss_of"],

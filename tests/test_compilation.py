@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,40 @@ def test_the_caller_may_write_to_the_first_results() -> None:
     result, *kept = early(x)
     result.zero_()
     torch.testing.assert_close(later(x, c, *kept), (x.exp() * c,))
+
+
+@pytest.mark.parametrize("broken", [(), (1,), (0,)], ids=["none", "second", "first"])
+def test_what_is_built_in_the_background(broken: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the second part before it is called: where its building fails, its operators run plainly."""
+    from torch._inductor.codecache import CppWrapperCodeCache
+
+    cache: Any = CppWrapperCodeCache
+    load, begun = cache.load_pybinding_async, list[int]()
+
+    def load_some(*about: Any, **more: Any) -> Any:
+        begun.append(len(begun))
+        return fail if begun[-1] in broken else load(*about, **more)
+
+    def fail() -> None:
+        raise OSError("no space left\nfor the library")
+
+    monkeypatch.setattr(cache, "load_pybinding_async", load_some)
+    x, c = torch.rand(3), torch.rand(3)
+    if broken == (0,):
+        with pytest.raises(OSError, match="no space left"):
+            compiled_in_two(_exponential, [x, c], late=1)
+        return
+    early, later = compiled_in_two(_exponential, [x, c], late=1)
+    result, *kept = early(x)
+    torch.testing.assert_close(result, x.exp())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            torch.testing.assert_close(later(x, c, *kept), (x.exp() * c,))
+    found = [str(w.message) for w in said if issubclass(w.category, FallbackWarning)]
+    assert found == ["running a part without compilation, which failed: no space left"][: len(broken)]
+    assert begun == [0, 1]
+    assert "load_pybinding" not in vars(cache), "PyTorch's own way is back"
 
 
 @pytest.mark.usefixtures("graphs_as_they_are")

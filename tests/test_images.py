@@ -188,6 +188,14 @@ def test_lists_that_do_not_fit_the_pictures(top: Path) -> None:
     (top / "images" / "b1.png").unlink()
     with pytest.raises(InputError, match=r"train.csv names b1.png, which is not there; .*images"):
         few().load("train", top, Form(12))
+    rows = (top / "test.csv").read_text().splitlines()
+    (top / "test.csv").write_text("\n".join([*rows, rows[1]]))
+    with pytest.raises(InputError, match=rf"test.csv, line {len(rows) + 1}: .* is in line 2, too; leave one of them"):
+        few().load("test", top, Form(12))
+    (top / "test.csv").write_text('filename,label\n"' + 30_000 * "one,two\n")
+    with pytest.raises(InputError, match=r"test.csv is no list with commas .*is a quote left open"):
+        few().load("test", top, Form(12))
+    (top / "test.csv").write_text("\n".join(rows))
     (top / "val.csv").write_text("filename,label\nonly\n")
     with pytest.raises(InputError, match=r"val.csv, line 2: expected filename,label, .*only"):
         few().load("validation", top, Form(12))
@@ -379,7 +387,7 @@ def _with(change: Callable[[Path], Any]) -> Callable[[Path], dict[str, Any]]:
     return make
 
 
-def _no_permission(top: Path) -> None:
+def _dangling(top: Path) -> None:
     (top / "class 0" / "0.png").unlink()
     (top / "class 0" / "0.png").symlink_to(top / "nowhere.png")
 
@@ -425,7 +433,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "empty file": (_with(lambda top: put(top / "class 0" / "x.png", b"")), "x.png cannot be read as a picture"),
     "cut short": (_with(lambda top: put(top / "class 0" / "x.png", picture(1)[:45])), "x.png cannot be read"),
     "a folder named as a picture": (_with(lambda top: (top / "class 0" / "d.png").mkdir()), ""),
-    "dangling link": (_with(_no_permission), "0.png cannot be read .No such file"),
+    "dangling link": (_with(_dangling), "0.png cannot be read .No such file"),
     "loop": (_with(_loop), "again is a link to a folder that it lies in"),
     "nested": (_with(_nested), "animals has pictures in several folders, such as animals/cat and animals/dog"),
     "class in train and test": (_same_class, "class 'a' is in both .*train and .*test"),

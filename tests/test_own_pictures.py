@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
@@ -23,7 +26,9 @@ from fewstep.data.decode import Form, decoded_now
 from fewstep.data.files import below
 from fewstep.errors import InputError
 from fewstep.export import export
+from fewstep.heads import Head
 from fewstep.predict import predict
+from fewstep.recipes.pictures import _folder
 from fewstep.run import Run
 
 QUICK = "--iterations 6 --check-every 2 --keep 2 --no-plan --ways 3 --queries 2 --test-queries 2 --size 16 --grey"
@@ -110,6 +115,43 @@ def test_adapting_equals_the_learner_in_code(world: Path) -> None:
     assert made.about["support"] == {"new 0": 1, "new 1": 2, "new 2": 3}
 
 
+def test_without_inner_steps_only_prototypes_learn(world: Path) -> None:
+    assert adapt_run(world / "run", world / "support3", head="prototypes", steps=0).about["steps"] == 0
+    heads: tuple[Head, ...] = ("trained", "zero")
+    for head in heads:
+        with pytest.raises(InputError, match=f"but --head {head} came; take --head prototypes, or --steps 1 at least"):
+            adapt_run(world / "run", world / "support3", head=head, steps=0)
+
+
+def test_a_terminal_without_the_letters_of_the_answer(world: Path, tmp_path: Path) -> None:
+    adapt_run(world / "run", world / "support3").save(tmp_path)
+    shutil.copy(world / "queries" / "0-10.png", tmp_path / "\xe4pfel.png")
+    command = [sys.executable, "-m", "fewstep", "predict", str(tmp_path), str(tmp_path / "\xe4pfel.png")]
+    plain = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run(command, env=plain, capture_output=True, text=True, check=True)
+    assert "\\xe4pfel.png" in "".join(done.stdout.split())
+
+
+def test_a_folder_that_was_changed_since_training(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, run = shutil.copytree(world / "pictures", tmp_path / "pictures"), str(tmp_path / "run")
+    train = ["train", "image-folder", "--data", str(pictures), *QUICK.split(), *LESS.split(), "--out", run]
+    main(train)
+    before = json.loads((tmp_path / "run" / "classes.json").read_text())
+    assert [len(before[split]) for split in ("train", "validation", "test")] == [13, 3, 4]
+    draw(pictures / "kind 0 too" / "0.png", 0, 0)
+    _folder.cache_clear()  # as in another process
+    judge = ["evaluate", run, "--no-baselines", "--episodes", "2"]
+    for command in (train, judge, ["compare", run, run]):
+        told = fails(capsys, *command)
+        assert "'kind 0 too' is new in" in told or "perhaps more" in told
+        assert "what was trained on must not be judged on" in told
+    shutil.rmtree(pictures / "kind 0 too")
+    _folder.cache_clear()
+    main(judge)
+
+
 class Unsure(nn.Module):
     """Decides by the pictures what to compute."""
 
@@ -136,6 +178,9 @@ def test_exports_answer_as_the_classifier(world: Path, tmp_path: Path) -> None:
     assert not torch.allclose(program(x), expected, atol=1e-2)
     with pytest.raises(InputError, match=r"torch.export cannot take this network for any number of pictures: "):
         export(replace(made, model=Unsure()), tmp_path / "unsure.pt2")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"net.pt2 cannot be written .*; choose another --out"):
+        export(made, tmp_path / "file" / "net.pt2")
     with pytest.raises(InputError, match=r"must end in .pt2"):
         export(made, tmp_path / "net.h5")
     transductive = adapt_run(world / "run", world / "support4", normalisation="batch")
@@ -190,6 +235,11 @@ def test_other_test_tasks_than_in_training(world: Path, tmp_path: Path, capsys: 
     assert "test: 5 ways asked of 4 classes" in fails(capsys, "evaluate", str(run), "--ways", "5")
     assert "--steps must be at least 0, but -1 came" in fails(capsys, "evaluate", str(run), "--steps", "-1")
     assert "test: 0 ways" in fails(capsys, "evaluate", str(run), "--ways", "0")
+    main(["evaluate", str(run), "--shots", "3", "--all-protocols", "--episodes", "2"])  # leaves 2 of 5 pictures to ask
+    found = json.loads((run / "protocols-shots-3.json").read_text())
+    assert {each["protocol"]["queries_per_class"] for each in found["protocols"]} == {2}
+    assert f"{run} is a run of training, not a classifier" in fails(capsys, "predict", str(run), str(run))
+    assert "File name too long" in fails(capsys, "predict", "x" * 300, "y")
     told = fails(capsys, "evaluate", str(run), "--all-protocols", "--queries", "2")
     assert "leave out --normalisation, --first-only and --queries" in told
     assert "is a run of sinusoid, not of classification; leave out --shots" in fails(

@@ -185,6 +185,17 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes | Non
         read[name]()
 
 
+def test_a_file_that_is_whole_is_not_called_damaged(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.write_json("config.json", {})
+    for error, told in (
+        (InputError("there is no such net"), r"^there is no such net$"),
+        (PermissionError(13, "Permission denied"), r"config.json cannot be read \(Permission denied\)"),
+    ):
+        with pytest.raises(InputError, match=told), run.reading("config.json"):
+            raise error
+
+
 def test_a_line_cut_short_in_the_metrics_is_left_out(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.log({"step": 1})

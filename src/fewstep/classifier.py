@@ -20,6 +20,7 @@ from fewstep.normalisation import Settled, Statistics
 from fewstep.patterns import linear_head
 from fewstep.recipes.classification import ClassificationRecipe
 from fewstep.run import Run
+from fewstep.starts import Prototypes
 
 ABOUT, WEIGHTS = "adapted.json", "adapted.safetensors"
 
@@ -72,6 +73,9 @@ class Classifier:
         """What `save` wrote."""
         run = Run(folder)
         if not (folder / ABOUT).exists():
+            if run.exists:
+                todo = f"fewstep adapt {folder} --support DIR --out ADAPTED, and then name ADAPTED"
+                raise InputError(f"{folder} is a run of training, not a classifier; make one by: {todo}")
             raise InputError(
                 f"{folder / ABOUT} is not there; write it by: fewstep adapt RUN --support DIR --out {folder}"
             )
@@ -122,6 +126,11 @@ def adapt_run(
     head = start_head(learner, head, recipe.ways, len(folders))
     if steps is None:
         steps = steps_from(head, recipe.test_steps)
+    if steps == 0 and not isinstance(learner.start, Prototypes):
+        raise InputError(
+            f"without inner steps only prototypes learn from examples, but --head {head} came; take --head prototypes, "
+            "or --steps 1 at least"
+        )
     device = next(learner.parameters()).device
     with other_ways(recipe.algorithm, recipe.ways, len(folders), steps):
         model = learner.adapt((images.to(device).float() / 255, y.to(device)), steps)

@@ -8,6 +8,7 @@ import importlib
 import io
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -69,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:  # the process is ours
         keep_freed_memory()
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")  # names of files may be in no alphabet of the terminal
         torch.backends.cudnn.allow_tf32 = False  # on a GPU float32 is float32, in convolutions too
     warnings.showwarning = lambda message, *_: print(f"fewstep: {message}", file=sys.stderr)
     is_rank = argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -78,6 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             _run(arguments)
     except FewstepError as error:
         print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(
+            f"fewstep: {error.filename} cannot be used ({error.strerror}); give a path that you may use",
+            file=sys.stderr,
+        )
         code = 2
     except KeyboardInterrupt:
         print("fewstep: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -183,7 +195,7 @@ def _adapt(arguments: list[str]) -> None:
                            skip=options.skip_unreadable)  # fmt: skip
     classifier.save(options.out)
     about = f"{len(classifier.classes)} classes, {classifier.about['steps']} steps, head: {classifier.about['head']}"
-    print(f"{options.out}: {about}; now: fewstep predict {options.out} FILES")
+    print(f"{options.out}: {about}; now: fewstep predict {shlex.quote(str(options.out))} FILES")
 
 
 def _predict(arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fewstep.recipes.base import usable
 from fewstep.run import Run
 from fewstep.train import train
 
-ENGINE = "engine.json"
+ENGINE, CLASSES = "engine.json", "classes.json"
 PATHS = {"init_from", "root", "data", "split_file"}
 # Fields that may change when a run is taken up again.
 FREE_FIELDS = {
@@ -39,6 +40,7 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     if run.exists:
         recipe_of(run)
         _check_same(run.read_json("config.json"), config, out)
+        check_classes(run, recipe)
     elif (out / "trainer.pt").exists():
         raise InputError(f"{out} holds a checkpoint whose config.json is gone; delete it, or give another --out")
     check_processes(processes_here(), recipe.meta_batch, recipe.device)
@@ -49,6 +51,8 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     if done is None and recipe.init_from:
         begin_from(recipe.init_from, learner)
     run.write_json("config.json", config)
+    if recipe.classes:
+        run.write_json(CLASSES, recipe.classes)
     narrate(f"{name}: iteration {done or 0} of {recipe.iterations}, in {out}")
     if done is None and not recipe.init_from:
         learner = recipe.learner(recipe.first_model(run))
@@ -59,7 +63,7 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
         train(
             learner, episodes, recipe.training(), run, validate=recipe.validate, step_of=recipe.step_of, report=report
         )
-    narrate(f"trained; now: fewstep evaluate {out}")
+    narrate(f"trained; now: fewstep evaluate {shlex.quote(str(out))}")
 
 
 def begin_from(path: Path, learner: Learner) -> None:
@@ -81,6 +85,22 @@ def begin_from(path: Path, learner: Learner) -> None:
                          f"{list(own[other[0]].shape)}, but it is {there}; train the same net")  # fmt: skip
     learner.load_state_dict({**own, **fitting})
     narrate(f"beginning with {file}{', but for ' + ', '.join(new) if new else ''}")
+
+
+def check_classes(run: Run, recipe: Recipe) -> None:
+    """`InputError` where the user's folder splits into other classes now: the test may have some of training's."""
+    if not (run.path / CLASSES).exists():  # a run of before they were kept, or of fixed classes
+        return
+    before, now = run.read_json(CLASSES), recipe.classes
+    if before == now:
+        return
+    old, new = ({(name, split) for split, names in classes.items() for name in names} for classes in (before, now))
+    changes = [f"{name!r} is {amiss} {split}" for amiss, found in (("no more in", old - new), ("new in", new - old))
+               for name, split in sorted(found)[:3]]  # fmt: skip
+    raise InputError(
+        f"the classes are split otherwise than when {run.path} was begun: {', '.join(changes)}, perhaps more; what was "
+        "trained on must not be judged on, so have the folder and its split as they were, or train anew"
+    )
 
 
 def _planned_engine(recipe: Recipe, run: Run, learner: Learner, episodes: Episodes) -> Engine:

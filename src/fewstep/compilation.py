@@ -24,6 +24,7 @@ from platformdirs import user_cache_dir
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+from fewstep.building import Built, beside, built_or_plain
 from fewstep.errors import InputError
 from fewstep.mending import mended
 from fewstep.replay import Moment
@@ -55,10 +56,13 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
     Raises whatever tracing or compiling raises. What was compiled is kept on disk for the next process, in the user's
     cache folder unless TORCHINDUCTOR_CACHE_DIR names another.
     """
-    with torch.no_grad():
+    with torch.no_grad(), _one_at_a_time(examples) as builds:
         graph = _traced(function, examples)
         constants = _lifted(graph)
-        return _called(_by_inductor(graph, [*examples, *constants]), constants)
+        run = _by_inductor(graph, [*examples, *constants])
+        for built in builds:
+            built()
+        return _called(run, constants)
 
 
 @_no_collection()
@@ -68,17 +72,20 @@ def compiled_in_two(function: Function, examples: Sequence[Tensor], late: int) -
     late : how many of the tensors, the last ones, are not known at first, and how many results do not depend on those
     All else is as in `compiled`.
     """
-    with torch.no_grad():
+    with torch.no_grad(), _one_at_a_time(examples) as builds:
         graph = _traced(function, examples)
         constants = _lifted(graph)
         graph = _traced(torch.func.functionalize(graph), [*examples, *constants])  # nothing is written to in place
         early, later = split(graph, range(len(examples) - late, len(examples)), late)
         known = [*examples[:-late], *constants]
-        first = _by_inductor(early, known)
-        with Moment.now(examples[-1].device).again():  # only the form of what is kept is of use yet
+        first, begun = _by_inductor(early, known), len(builds)
+        inputs = [*examples, *constants, *_forms(early, known)[late:]]
+        second = built_or_plain(_by_inductor(later, inputs), builds[begun:], later)  # nobody waits for it yet
+        with Moment.now(examples[-1].device).again():  # only the places of the results are of use yet
             results = list(first(*known))
         kept = results[late:]
-        second = _by_inductor(later, [*examples, *constants, *kept])
+        if [*map(_form, kept)] != [*map(_form, inputs[len(inputs) - len(kept) :])]:
+            raise RuntimeError("what is kept has another form than its operators say")
     of_caller = {result.untyped_storage().data_ptr() for result in results[:late]}
     shared = {late + i for i, part in enumerate(kept) if part.untyped_storage().data_ptr() in of_caller}
 
@@ -102,6 +109,21 @@ def _is_held(tensor: Tensor) -> bool:
     from torch._subclasses.fake_tensor import FakeTensor
 
     return not isinstance(tensor, FakeTensor) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+@contextmanager
+def _one_at_a_time(examples: Sequence[Tensor]) -> Iterator[list[Built]]:
+    with _ONE_AT_A_TIME, mended(), _cache_of_the_user(), beside(examples[-1].device) as builds:
+        yield builds
+
+
+def _forms(graph: fx.GraphModule, examples: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros of the form of the graph's results, for whose numbers nobody has to wait."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        results = graph(*[mode.from_tensor(tensor) for tensor in examples])
+    return [torch.empty_strided(r.shape, r.stride(), dtype=r.dtype, device=r.device) for r in results]
 
 
 def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
@@ -128,7 +150,7 @@ def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
     # Inductor keeps on disk only what was compiled under an environment of shapes; these are fixed.
     mode = FakeTensorMode(shape_env=ShapeEnv())
     inputs: list[Any] = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in examples]
-    with _ONE_AT_A_TIME, mended(), _cache_of_the_user(), tracing(TracingContext(mode)):
+    with tracing(TracingContext(mode)):
         run: Callable[..., Any] = inductor(graph, inputs, options=options)
     return run
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,8 @@ def export(classifier: Classifier, path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pt2":
-            torch.export.save(program, part)
+            torch.export.save(program, whole := io.BytesIO())
+            part.write_bytes(whole.getvalue())
         else:
             with _quiet():
                 written: Any = torch.onnx.export(program, dynamo=True, verbose=False, input_names=["images"],
@@ -68,7 +70,8 @@ def export(classifier: Classifier, path: Path) -> Path:
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror}); choose another --out") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fewstep.baselines import Baseline, Contender, contend
 from fewstep.calibrate import calibrate
-from fewstep.commands import judging_engine, recipe_of
+from fewstep.commands import check_classes, judging_engine, recipe_of
 from fewstep.data.episodes import Episodes
 from fewstep.errors import InputError
 from fewstep.evaluate import Evaluation
@@ -142,6 +142,7 @@ class JudgedRun:
     @classmethod
     def of(cls, path: Path, weights: str, episodes: int | None, asked: Mapping[str, int] | None = None) -> JudgedRun:
         name, trained = recipe_of(run := Run(path))
+        check_classes(run, trained)
         if episodes is not None:
             trained = dataclasses.replace(trained, test_episodes=episodes)
         changes: dict[str, Any] = dict(asked or {})

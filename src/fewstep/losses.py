@@ -9,12 +9,15 @@ from torch.nn import functional
 def summed_over_ways(prediction: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy as the MAML authors reduce it: the sum over all N*K examples, divided by K.
 
-    That is N times the mean over the examples, so their inner rate of 0.4 for 5 ways is 2.0 on the mean.
+    That is N times the mean over the examples, so their inner rate of 0.4 for 5 ways is 2.0 on the mean. Of unequal
+    numbers of examples each class that is there counts alike: else the largest would be all that is learned.
 
-    prediction [N*K, N], target [N*K] -> scalar
+    prediction [Q, N], target [Q], whole numbers -> scalar
 
     >>> import torch
     >>> round(summed_over_ways(torch.zeros(5, 5), torch.arange(5)).item(), 4)   # 5 log 5
     8.0472
     """
-    return functional.cross_entropy(prediction, target) * prediction.shape[-1]
+    losses = functional.cross_entropy(prediction, target, reduction="none")
+    shares = 1 / (target[:, None] == target).sum(1).to(losses.dtype)
+    return (losses * shares).sum() / shares.sum() * prediction.shape[-1]

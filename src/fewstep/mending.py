@@ -47,7 +47,6 @@ def _spared() -> Iterator[None]:
     """
     from torch._inductor import cpu_vec_isa, dtype_propagation, lowering  # noqa: F401  (it completes the table of types)
     from torch._inductor.codegen import cpp as module
-    from torch._inductor.cpp_builder import CppBuilder
 
     cpp: Any = module
     types: Any = dtype_propagation.DtypePropagationOpsHandler
@@ -60,13 +59,13 @@ def _spared() -> Iterator[None]:
     cpp.stride_at_vec_range = lru_cache(maxsize=None)(partial(_stride, stride))
     types.__init__ = lambda self: None  # one object, filled again at each use
     instructions.check_build = _once(check)
-    store, build, builder = cpp.CppVecKernel.store_reduction, CppBuilder.build, cast("Any", CppBuilder)
-    builder.build = lambda self: _all_or_nothing(build, self)
+    _whole_libraries()
+    store = cpp.CppVecKernel.store_reduction
     cpp.CppVecKernel.store_reduction = lambda kernel, *about: _in_braces(kernel.reduction_suffix, store, kernel, *about)
     try:
         yield
     finally:
-        cpp.CppVecKernel.store_reduction, builder.build = store, build
+        cpp.CppVecKernel.store_reduction = store
         cpp.stride_at_vec_range, types.__init__, instructions.check_build = stride, fill, check
 
 
@@ -96,6 +95,15 @@ def _stride(general: Any, index: Any, var: Any, vec_length: int | None = None) -
     if index.has(sympy.Function):
         return general(index, var, vec_length)
     return sympy.expand(index.subs(var, var + 1) - index)
+
+
+@lru_cache(maxsize=1)
+def _whole_libraries() -> None:
+    """From now on: builds outlast the time in which the rest is mended."""
+    from torch._inductor.cpp_builder import CppBuilder
+
+    builder, build = cast("Any", CppBuilder), CppBuilder.build
+    builder.build = lambda self: _all_or_nothing(build, self)
 
 
 def _all_or_nothing(build: Any, builder: Any) -> None:

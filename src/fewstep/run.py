@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.distributed import is_first
-from fewstep.errors import InputError
+from fewstep.errors import FewstepError, InputError
 
 
 def checkpoint_name(step: int) -> str:
@@ -161,6 +161,10 @@ class Run:
             raise InputError(f"{path} is not there; is {self.path} the folder of a run (fewstep train ... --out RUN)?")
         try:
             yield path
+        except FewstepError:
+            raise
+        except PermissionError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); mend that") from error
         except Exception as error:  # a damaged file can make its reader fail in any way
             raise InputError(
                 f"{path} is damaged ({type(error).__name__}); delete it, or the run's folder, and train again"

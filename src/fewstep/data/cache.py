@@ -120,7 +120,9 @@ def _clear(folder: Path) -> None:
 
 def warn_unwritable(path: Path, error: OSError) -> None:
     """Say that the work will have to be done again next time."""
-    warnings.warn(f"{path} cannot be written ({error}); set FEWSTEP_CACHE to a folder", stacklevel=3)
+    warnings.warn(
+        f"{path} cannot be written ({error}); set FEWSTEP_CACHE to a folder that you may write to", stacklevel=3
+    )
 
 
 def _read(path: Path, names: tuple[str, ...]) -> Arrays | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import random
+import unicodedata
 from pathlib import Path
 
 from fewstep.data.cache import one_of
 from fewstep.data.decode import Form
 from fewstep.data.files import Picture
 from fewstep.data.layouts import STEMS, Classes, Split, class_folders, table_of
-from fewstep.data.places import entries, expanded, is_file, is_folder, lines_of
+from fewstep.data.places import entries, expanded, is_file, is_folder, rows_of
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 from fewstep.progress import narrate_once
@@ -91,9 +91,10 @@ def _given(data: Path, found: dict[str, list[Path]]) -> dict[str, Classes]:
 
 def _from_file(path: Path, classes: dict[str, list[Picture]]) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {split: [] for split in STEMS}
+    there = {unicodedata.normalize("NFC", name): name for name in classes}  # macOS writes accents in another way
     stems = {stem: split for split, stems in STEMS.items() for stem in stems}
     seen = set()
-    for number, row in enumerate(csv.reader(lines_of(path))):
+    for number, row in enumerate(rows_of(path)):
         cells = [cell.strip() for cell in row]
         if not any(cells) or (number == 0 and cells == ["class", "split"]):
             continue
@@ -102,12 +103,12 @@ def _from_file(path: Path, classes: dict[str, list[Picture]]) -> dict[str, list[
                 f"{path}, line {number + 1}: expected class,split with train, val or test, each class once, but "
                 f"{','.join(row)!r:.80} came"
             )
-        if cells[0] not in classes:
+        if (name := there.get(unicodedata.normalize("NFC", cells[0]))) is None:
             raise InputError(
                 f"{path} names the class {cells[0]!r}, which has no folder; there are {', '.join(classes)}"
             )
         seen.add(cells[0])
-        names[stems[cells[1]]].append(cells[0])
+        names[stems[cells[1]]].append(name)
     return names
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -16,7 +15,7 @@ from fewstep.data.cache import data_folders, one_of
 from fewstep.data.decode import Form, decoded
 from fewstep.data.files import SUFFIXES, Picture, is_picture, pictures_in, tell_ignored, walk
 from fewstep.data.packed import packed_classes
-from fewstep.data.places import entries, is_file, is_folder, lines_of
+from fewstep.data.places import entries, is_file, is_folder, lines_of, rows_of
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
 
@@ -87,7 +86,8 @@ def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
             for key in {path, path.rsplit("/", 1)[-1]}:
                 by_file.setdefault(key, []).append(picture)
         classes: dict[str, list[Picture]] = {}
-        for number, row in enumerate(csv.reader(lines_of(listed))):
+        lines: dict[str, int] = {}
+        for number, row in enumerate(rows_of(listed)):
             if not row:
                 continue
             if len(row) != 2:
@@ -98,7 +98,10 @@ def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
             if len(by_file.get(name, [])) != 1:
                 amiss = "is there several times; give its path" if name in by_file else "is not there; add it"
                 raise InputError(f"{listed} names {name}, which {amiss} (in {', '.join(map(str, places))})")
-            classes.setdefault(label, []).append(by_file[name][0])
+            (picture,) = by_file[name]
+            if (first := lines.setdefault(picture.where, number)) != number:
+                raise InputError(f"{listed}, line {number + 1}: {name} is in line {first + 1}, too; leave one of them")
+            classes.setdefault(label, []).append(picture)
         yield dict(sorted(classes.items()))
 
 

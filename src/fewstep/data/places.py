@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import stat
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def lines_of(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); give a text file in UTF-8 that you may read") from error
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    """The cells of each line of a list with commas."""
+    try:
+        return [*csv.reader(lines_of(path))]
+    except csv.Error as error:
+        raise InputError(f"{path} is no list with commas ({error}); is a quote left open?") from error
 
 
 def expanded(path: Path | str) -> Path:

@@ -162,6 +162,11 @@ class Recipe(ABC):
         """What training begins with, in words, if not with new weights."""
         return f"begun with {self.init_from}" if self.init_from else ""
 
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """The classes of each split, where a folder of the user's decides about them: a run holds on to them."""
+        return {}
+
     def first_model(self, run: Run) -> nn.Module:
         """The network that meta-training begins with; what it takes to train one is kept in the run."""
         return self.initial_model()

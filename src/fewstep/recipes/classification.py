@@ -139,7 +139,8 @@ class ClassificationRecipe(Recipe):
 
     def all_protocols(self, most: int | None = None) -> list[Protocol]:
         test = self.episodes("test")
-        few, many = (self._protocol(replace(test, queries=count)) for count in (self.shots, self._most_queries(test)))
+        most_queries = self._most_queries(test)
+        few, many = (self._protocol(replace(test, queries=n)) for n in (min(self.shots, most_queries), most_queries))
         counts = sorted({count if most is None else min(count, most) for count in MANY})
         found = []
         for base, sizes in ((few, counts[:1]), (many, counts)):

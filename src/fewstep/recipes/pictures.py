@@ -141,6 +141,11 @@ class ImageFolderRecipe(PicturesRecipe):
         found = super().protocols()
         return [*found, replace(found[-1], name=f"{found[-1].name}, each by itself", normalisation="support")]
 
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        splits: tuple[Split, ...] = ("train", "validation", "test")
+        return {split: [*self.images(split).names] for split in splits}
+
     def episodes(self, split: Split) -> ClassEpisodes:
         if (count := len(self.images(split))) < self.ways:
             raise InputError(

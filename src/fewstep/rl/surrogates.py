@@ -24,29 +24,25 @@ def reinforce(policy: Policy, experience: Experience) -> Tensor:
     return -_mean(_log_probs(policy, experience) * experience.advantages, experience.mask)
 
 
-def lvc(policy: Policy, experience: Experience) -> Tensor:
-    """-mean pi / sg(pi) A, the low-variance curvature estimator (Rothfuss et al. 2019, eq. 12).
-
-    Its second derivative has each step's own part of that influence and leaves out one step's influence on others.
-    """
-    log_probs = _log_probs(policy, experience)
-    return -_mean(_one(log_probs) * experience.advantages, experience.mask)
-
-
 def dice(policy: Policy, experience: Experience) -> Tensor:
-    """-mean (box(w_t) - box(w_t-1)) A_t,  w_t = sum_{s <= t} log pi(a_s|s_s): loaded DiCE (Farquhar et al. 2019).
+    """-mean (r_0 ... r_t - r_0 ... r_t-1) A_t,  r = pi / pi_old: loaded DiCE (Farquhar et al. 2019).
 
-    box(w) = exp(w - sg(w)). All derivatives are unbiased, if the advantages are of a baseline that was not fitted to
-    the same actions; the variance is large.
+    Its box is 1 on the policy's own actions, as here. All derivatives are unbiased, if the advantages are of a baseline
+    that was not fitted to the same actions; the variance is large.
     """
-    log_probs = torch.where(experience.mask, _log_probs(policy, experience), 0.0)
-    through = log_probs.cumsum(-1)
-    return -_mean((_one(through) - _one(through - log_probs)) * experience.advantages, experience.mask)
+    ratio = _log_ratio(policy, experience)
+    through = ratio.cumsum(-1)
+    return -_mean((through.exp() - (through - ratio).exp()) * experience.advantages, experience.mask)
 
 
 def likelihood_ratio(policy: Policy, experience: Experience) -> Tensor:
-    """-mean pi / pi_old A, with pi_old the policy that acted: the outer surrogate of TRPO (Schulman et al. 2015)."""
-    return -_mean(_ratio(policy, experience) * experience.advantages, experience.mask)
+    """-mean pi / pi_old A, with pi_old the policy that acted: the outer surrogate of TRPO (Schulman et al. 2015).
+
+    Inside it is "lvc", the low-variance curvature estimator (Rothfuss et al. 2019, eq. 12), which has the same
+    derivatives on the policy's own actions. The second has each step's own part of the influence that `reinforce`
+    lacks, and leaves out one step's influence on others.
+    """
+    return -_mean(_log_ratio(policy, experience).exp() * experience.advantages, experience.mask)
 
 
 class Clipped:
@@ -58,27 +54,22 @@ class Clipped:
         self.clip = clip
 
     def __call__(self, policy: Policy, experience: Experience) -> Tensor:
-        ratio = _ratio(policy, experience)
+        ratio = _log_ratio(policy, experience).exp()
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         lower = torch.minimum(ratio * experience.advantages, clipped * experience.advantages)
         return -_mean(lower, experience.mask)
 
 
-INNER = {"reinforce": reinforce, "lvc": lvc, "dice": dice}
+INNER = {"reinforce": reinforce, "lvc": likelihood_ratio, "dice": dice}
 
 
 def _log_probs(policy: Policy, experience: Experience) -> Tensor:
     return policy.log_prob(policy(experience.observations), experience.actions)
 
 
-def _ratio(policy: Policy, experience: Experience) -> Tensor:
-    """pi / pi_old, and 1 where no step was taken, for there it could overflow."""
-    return torch.where(experience.mask, _log_probs(policy, experience) - experience.log_probs, 0.0).exp()
-
-
-def _one(log_probs: Tensor) -> Tensor:
-    """1, with the derivatives of the probability's logarithm: the magic box."""
-    return (log_probs - log_probs.detach()).exp()
+def _log_ratio(policy: Policy, experience: Experience) -> Tensor:
+    """log pi / pi_old, and 0 where no step was taken, for there it could overflow."""
+    return torch.where(experience.mask, _log_probs(policy, experience) - experience.log_probs, 0.0)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
