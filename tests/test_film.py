@@ -49,9 +49,39 @@ def test_the_opengl_library_is_one_that_is_there(tmp_path: Path, monkeypatch: py
         for name in ("MUJOCO_GL", "DISPLAY"):
             monkeypatch.setenv(name, "")  # so that it is put back
             monkeypatch.delenv(name)
+        monkeypatch.delitem(sys.modules, "mujoco", raising=False)
         monkeypatch.setattr(film, "find_library", lambda name, there=there: name if name in there else None)
         main(["watch", str(run)])
         assert os.environ["MUJOCO_GL"] == chosen
+
+
+def test_mujoco_that_was_loaded_without_a_way_to_draw(
+    runner: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("MUJOCO_GL", "DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    told = fails(capsys, "watch", str(runner))
+    assert "MuJoCo was loaded when nothing told it how to draw; set MUJOCO_GL=egl" in told
+    assert f"in a process of its own: fewstep watch {runner}" in told
+
+
+@pytest.mark.usefixtures("runner")
+@pytest.mark.parametrize("body", ["HalfCheetah", "Ant", "Walker", "Humanoid"])
+def test_gymnasium_has_pictures_of_bodies(body: str) -> None:
+    import gymnasium
+
+    from fewstep.rl.environments.single import register
+
+    register()
+    env = gymnasium.make(f"fewstep/{body}-v0", render_mode="rgb_array", task="direction")
+    env.reset(seed=0)
+    before: Any = env.render()
+    assert (before.shape, before.dtype) == ((240, 320, 3), np.uint8)
+    for _ in range(5):
+        env.step(env.action_space.sample())
+    assert (before != env.render()).any()
+    assert 1 <= env.unwrapped.metadata["render_fps"] <= 200
+    env.close()
 
 
 def test_paths_in_the_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

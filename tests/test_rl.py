@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from fewstep.meta_step import MetaStep
 from fewstep.recipes import RECIPES
 from fewstep.recipes.policies import PolicyRecipe
 from fewstep.recipes.policy_baselines import RATES
+from fewstep.recipes.published import PUBLISHED
 from fewstep.report import _by_step, _training
 from fewstep.rl import (
     TRPO,
@@ -912,6 +914,77 @@ def test_what_fails_only_together_blames_no_task() -> None:
         TRPO(Explorer(build(), Full(6), trajectories=4, skip_failures=True))(tasks_of())
 
 
+def _answers(change: Callable[[Tensor, Tensor, Tensor], Any]) -> type[Navigation]:
+    class Other(Navigation):
+        def step(self, actions: Tensor) -> Any:
+            return change(*super().step(actions))
+
+    return Other
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    {
+        "rewards of tasks": (
+            lambda s, r, e: (s, r.mean(1), e),
+            r"step gives rewards .*a tensor \[4, 4\] .* \[4\] came",
+        ),
+        "rewards in a row": (lambda s, r, e: (s, r[..., None], e), r"rewards .*but .*\[4, 4, 1\] came"),
+        "one reward": (lambda s, r, e: (s, r.mean(), e), r"rewards .*but .* \[\] came"),
+        "one observation": (lambda s, r, e: (s[:1, :1], r, e), r"observations .*\[4, 4, 2\] is expected.*\[1, 1, 2\]"),
+        "numbers for ends": (lambda s, r, e: (s, r, e.int()), r"what has ended .*torch.bool \[4, 4\].*torch.int32"),
+        "one end": (lambda s, r, e: (s, r, e[0]), r"what has ended .*but torch.bool \[4\] came"),
+        "arrays": (lambda s, r, e: (s.numpy(), r, e), r"observations .*but a ndarray came"),
+        "four values": (lambda s, r, e: (s, r, e, {}), r"\(observations, rewards, ended\), but 4 values came"),
+    }.values(),
+)
+def test_what_an_environment_gives_has_the_shape_that_is_asked_for(change: Any, message: str) -> None:
+    """What can be broadcast would be so without a word: each task paid for the others."""
+    with pytest.raises(InputError, match=message):
+        TRPO(Explorer(build(), _answers(change)(6), trajectories=4))(tasks_of(4))
+
+
+def test_starts_and_tasks_of_another_shape() -> None:
+    class Wide(Navigation):
+        def reset(self, *about: Any) -> Tensor:
+            return super().reset(*about)[:1]
+
+    class More(Navigation):
+        def sample_tasks(self, count: int, generator: torch.Generator) -> Tensor:
+            return super().sample_tasks(count + 1, generator)
+
+    with pytest.raises(InputError, match=r"reset gives observations .*\[4, 4, 2\] is expected, but .*\[1, 4, 2\] came"):
+        TRPO(Explorer(build(), Wide(6), trajectories=4))(tasks_of(4))
+    with pytest.raises(InputError, match=r"sample_tasks\(4, generator\) must give a tensor \[4, ...\]"):
+        EnvironmentEpisodes(tasks=4, environment=More(6))[0]
+
+
+def test_a_divergence_names_its_iteration(tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "navigation", *SMALL, "--inner-lr", "1e38", "--out", str(tmp_path / "run")])
+    told = " ".join(capsys.readouterr().err.split())
+    assert "iteration 0: " in told
+    assert told.endswith("; the last checkpoint is intact")
+
+
+def test_the_authors_returns_are_those_of_their_files() -> None:
+    file = Path(os.environ.get("FEWSTEP_DATA", "")) / "reference" / "maml_rl_returns.json"
+    if not file.is_file():
+        pytest.skip(f"FEWSTEP_DATA names the folder of the authors' results, and {file} is not there")
+    found = json.loads(file.read_text())["data"]
+    worlds = {"2D navigation": "point", "half-cheetah velocity, paper physics": "cheetah",
+              "half-cheetah direction, paper physics": "cheetahdirec", "ant velocity, paper physics": "ant",
+              "ant direction, paper physics": "antdirec"}  # fmt: skip
+    names = {"MAML": "maml", "pre-trained": "pretrain", "random": "random", "oracle": "oracle"}
+    for (world, _), curves in PUBLISHED.items():
+        for name, (means, halves) in curves.items():
+            kind = "sens0" if (world, name) == ("2D navigation", "pre-trained") else names[name]
+            theirs = found[f"icml_{worlds[world]}_results_{kind}"]
+            assert list(means) == theirs["mean_by_grad_step"][: len(means)]
+            assert list(halves) == theirs["ci95"][: len(halves)]
+    assert {world for world, _ in PUBLISHED} == set(worlds)
+
+
 def test_a_step_that_explodes_is_not_the_environments_fault() -> None:
     learner = build()
     learner.update = SGD(float("1e308"))
@@ -1179,8 +1252,9 @@ def test_a_recipes_own_number_of_tasks_at_a_time_is_of_vmap_only() -> None:
         (["--pretrain-iterations", "-1"], "--pretrain-iterations must be at least 0, but -1 came"),
         (["--damping", "inf"], "both finite"),
         (["--stride", "0"], "the counts at least 1"),
-        (["--step-limit", "0"], "the limit of a step must be above 0 seconds and finite, but 0.0 came"),
-        (["--step-limit", "inf"], "be above 0 seconds and finite, but inf came"),
+        (["--step-limit", "0"], "the limit of a step must be at least 0.01 seconds and finite, but 0.0 came"),
+        (["--step-limit", "inf"], "be at least 0.01 seconds and finite, but inf came"),
+        (["--algorithm", "proto_maml"], "proto_maml starts the head by classes, which policies lack; take another"),
     ],
 )
 def test_wrong_options_of_navigation(options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:

@@ -449,5 +449,15 @@ def test_as_gymnasium_environments(name: str, options: dict[str, Any]) -> None:
     assert np.array_equal(told["task"], tasks[0])
     lived = [env.step(env.action_space.sample()) for _ in range(4)]
     assert [truncated for _, _, _, truncated, _ in lived] == [False, False, False, True]
+    with pytest.raises(InputError, match="reset comes first, and again after 4 steps"):
+        env.step(env.action_space.sample())
     with pytest.raises(InputError, match="a task has the shape"):
         env.set_task([[1.0, 2.0, 3.0]])
+    with pytest.raises(InputError, match="a task is of finite numbers"):
+        env.set_task(tasks[0] * np.nan)
+    with pytest.raises(InputError, match="the horizon must be at least 1, but -3 came"):
+        gymnasium.make(name, horizon=-3, **options)
+    assert "entry_point" in gymnasium.spec(name).to_json(), "it can be written down"
+    if env.observation_space.shape in ((2,), (1,), (10,)):  # bodies are drawn, see tests/test_film.py
+        with pytest.raises(InputError, match="drawn in no way, but the render_mode 'rgb_array' came"):
+            gymnasium.make(name, render_mode="rgb_array", **options)

@@ -47,6 +47,7 @@ from fewstep.output import speaking
 from fewstep.predict import predict
 from fewstep.recipes import RECIPES, Recipe
 from fewstep.report import report_run
+from fewstep.rl.environments import WORLDS
 from fewstep.run import Run
 from fewstep.tables import comparison_table, protocols_table, table
 
@@ -60,7 +61,7 @@ USAGE = """usage: fewstep train RECIPE [--field value ...] [--out RUN]   train, 
        fewstep compare RUN RUN                               the difference of two runs on the same tasks
        fewstep report RUN                                    tables and plots
        fewstep watch RUN                                     a policy before and after adaptation, as a video
-       fewstep list recipes|algorithms|datasets              what there is
+       fewstep list recipes|algorithms|datasets|environments what there is
        fewstep bench [speed|memory|scaling|planner|methods|episodes|sampler|WORKLOAD] measure it, from a checkout
 Each command tells its options with --help; `fewstep train RECIPE --help` tells every setting of a recipe."""
 
@@ -220,12 +221,13 @@ def _watch(arguments: list[str]) -> None:
 
 def _list(arguments: list[str]) -> None:
     if len(arguments) != 1:
-        raise InputError("say what to list: fewstep list recipes, algorithms or datasets")
-    what = _known("list", arguments[0], ["recipes", "algorithms", "datasets"])
+        raise InputError("say what to list: fewstep list recipes, algorithms, datasets or environments")
+    what = _known("list", arguments[0], ["recipes", "algorithms", "datasets", "environments"])
     entries = {
         "recipes": {name: recipe.summary for name, recipe in RECIPES.items()},
         "algorithms": {name: getattr(fewstep, name).__doc__ for name in algorithms},
         "datasets": {name: source.__doc__ for name, source in DATASETS.items()},
+        "environments": {name: world.__doc__ for name, world in WORLDS.items()},
     }[what]
     width = max(map(len, entries))
     for name, text in entries.items():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fewstep.errors import InputError
 from fewstep.recipes.policies import PolicyRecipe
 from fewstep.rl import Explorer
 from fewstep.rl.environments import Navigation, Runner
-from fewstep.rl.environments.physics import modules
+from fewstep.rl.environments.camera import Camera
 from fewstep.run import Run
 from fewstep.tables import plural
 from fewstep.task import Task
@@ -31,9 +32,6 @@ from fewstep.task import Task
 SIZE = 320, 240  # of a panel, in pixels
 PATHS = 5  # in a panel
 RATE = 25  # frames per second at most
-NO_OPENGL = (
-    "MuJoCo cannot draw here ({}); without a screen it needs libEGL (MUJOCO_GL=egl) or libOSMesa (MUJOCO_GL=osmesa)"
-)
 
 
 def film_run(path: Path, *, task: int = 0, steps: Sequence[int] = (0, 1), out: Path | None = None,
@@ -49,9 +47,7 @@ def film_run(path: Path, *, task: int = 0, steps: Sequence[int] = (0, 1), out: P
         raise InputError(f"{path} is a run of {name}, which has no policy to watch")
     if task < 0 or not steps or min(steps) < 0:
         raise InputError(f"the task and the steps must be at least 0, but {task} and {list(steps)} came")
-    if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
-        only_mesa = find_library("OSMesa") and not find_library("EGL")
-        os.environ["MUJOCO_GL"] = "osmesa" if only_mesa else "egl"  # read when MuJoCo is imported
+    can_draw = _choose_opengl()
     learner = recipe.learner()
     run.restore(run.weights_file(weights), learner)
     explorer, episodes = recipe.seen_by(learner), recipe.episodes("test")
@@ -67,8 +63,24 @@ def film_run(path: Path, *, task: int = 0, steps: Sequence[int] = (0, 1), out: P
         raise InputError(f"{recipe.world} is drawn into {' or '.join(kinds[kind])}, not into {out}")
     if out.suffix == ".mp4" and not shutil.which("ffmpeg"):
         raise InputError(f"{out} needs ffmpeg, which is not installed; a .gif does not")
+    if kind is Runner and not can_draw:  # to try all the same can end the process
+        raise InputError(
+            "MuJoCo was loaded when nothing told it how to draw; set MUJOCO_GL=egl (or osmesa) before that, or run "
+            f"this in a process of its own: fewstep watch {path}"
+        )
     drawn = _paths(explorer, tasks, steps) if kind is Navigation else _video(explorer, tasks, steps, out.suffix)
     return Run(out.parent).write(out.name, drawn)
+
+
+def _choose_opengl() -> bool:
+    """Tell MuJoCo, which reads it once, how to draw without a screen; False where it is too late for that."""
+    if "MUJOCO_GL" in os.environ or "DISPLAY" in os.environ or sys.platform != "linux":
+        return True
+    if "mujoco" in sys.modules:
+        return False
+    only_mesa = find_library("OSMesa") and not find_library("EGL")
+    os.environ["MUJOCO_GL"] = "osmesa" if only_mesa else "egl"
+    return True
 
 
 def _paths(explorer: Explorer, tasks: Task, steps: Sequence[int]) -> bytes:
@@ -129,20 +141,10 @@ def _video(explorer: Explorer, tasks: Task, steps: Sequence[int], suffix: str) -
 
 def _frames(world: Runner, states: Sequence[Any], title: str) -> list[Any]:
     """A picture [height, width, 3] of each state, with a title."""
-    mujoco, _ = modules()
-    model = world.physics.model
-    data = mujoco.MjData(model)
-    try:
-        renderer = mujoco.Renderer(model, SIZE[1], SIZE[0])
-    except Exception as error:  # each OpenGL library fails in its own way
-        raise InputError(NO_OPENGL.format((str(error).splitlines() or [type(error).__name__])[0])) from error
     found = []
-    with renderer:
+    with closing(Camera(world.physics.model, *SIZE)) as camera:
         for state in states:
-            data.qpos[:] = state
-            mujoco.mj_forward(model, data)
-            renderer.update_scene(data, camera="track")
-            picture = Image.fromarray(renderer.render())
+            picture = Image.fromarray(camera.frame(state))
             ImageDraw.Draw(picture).text((6, 4), title, "white", ImageFont.load_default(15))
             found.append(np.asarray(picture))
     return found

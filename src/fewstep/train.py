@@ -92,7 +92,7 @@ def train(
         while step < training.iterations:  # line 2
             learner.iteration = step
             tasks = drawn[step]  # lines 3, 5, 8
-            with _divergence_explained(learner, tasks, step) if meta_step is adam else nullcontext():
+            with _divergence_explained(learner, tasks if meta_step is adam else None, step):
                 loss = meta_step(share(tasks), training.lr_at(step))  # lines 4, 6, 7, 9 and 10, by Adam
             stopped = together.to_stop(told=meta_step is adam)
             step += 1
@@ -201,11 +201,16 @@ class _Together:
 
 
 @contextmanager
-def _divergence_explained(learner: Learner, tasks: Task, step: int) -> Iterator[None]:
-    """Say what was not finite, in the words of all tasks, so that several processes say the same."""
+def _divergence_explained(learner: Learner, tasks: Task | None, step: int) -> Iterator[None]:
+    """Say what was not finite, in the words of all tasks, so that several processes say the same.
+
+    tasks : None where they are lived through, and gone
+    """
     try:
         yield
     except DivergenceError as error:
+        if tasks is None:
+            raise DivergenceError(f"iteration {step}: {error}; the last checkpoint is intact") from error
         raise DivergenceError(
             f"iteration {step}: {where_not_finite(learner, tasks)}; the last checkpoint is intact. "
             "Lower the inner or the outer learning rate, or clip the meta-gradient"

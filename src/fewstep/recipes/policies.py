@@ -37,6 +37,7 @@ from fewstep.rl import (
 from fewstep.rl.environments import Environment, Told
 from fewstep.rl.sampling import SamplingCorrection
 from fewstep.rl.surrogates import INNER, Clipped, likelihood_ratio
+from fewstep.starts import HeadStart
 from fewstep.task import Task
 from fewstep.train import Step
 from fewstep.updates import Slowed
@@ -149,9 +150,14 @@ class PolicyRecipe(Recipe):
     @property
     def summary(self) -> str:
         return (
-            f"{self.world}, {self.surrogate} inside and {self.outer} outside: inner rate {self.inner_lr}, "
+            f"{self.world}, {self.inner_surrogate} inside and {self.outer} outside: inner rate {self.inner_lr}, "
             f"{self.meta_batch} tasks, {self.trajectories} trajectories"
         )
+
+    @property
+    def inner_surrogate(self) -> str:
+        """The loss of the inner step: where PPO goes away from the policy that acted, its ratio is what counts."""
+        return "likelihood_ratio" if self.outer == "ppo" else self.surrogate
 
     @property
     @abstractmethod
@@ -205,6 +211,10 @@ class PolicyRecipe(Recipe):
     def check(self, learner: Learner, episodes: Episodes) -> None:
         if self.outer == "trpo" and self.compile == "step":  # it takes the learner's parts, never a whole meta-step
             raise InputError("--compile step has no part in --outer trpo; give --compile pieces")
+        if isinstance(learner.start, HeadStart):
+            raise InputError(
+                f"--algorithm {self.algorithm} starts the head by classes, which policies lack; take another"
+            )
         self.step_of(learner, lambda tasks, lr: torch.zeros(()))
 
     def episodes(self, split: Split) -> EnvironmentEpisodes:
@@ -244,7 +254,7 @@ class PolicyRecipe(Recipe):
             "inner_lr": self.inner_lr,
             "later_rate": self.later_rate,
             "steps_at_full_rate": max(1, self.inner_steps),
-            "surrogate": "likelihood_ratio" if self.outer == "ppo" else self.surrogate,
+            "surrogate": self.inner_surrogate,
             "discount": self.discount,
             "decay": self.decay,
             "horizon": self.horizon,

@@ -19,8 +19,10 @@ from fewstep.rl.divergence import parameters_of
 from fewstep.rl.environments import Environment
 from fewstep.rl.experience import Experience, Trajectories
 from fewstep.rl.policies import Policy
-from fewstep.rl.rollout import learned_from, rollout
+from fewstep.rl.rollout import learned_from, rollout, shape_of
 from fewstep.task import Point, Task
+
+SOONEST = 0.01  # seconds: a step of navigation takes a few hundredths of that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +35,11 @@ class EnvironmentEpisodes(Episodes):
     environment: Environment
 
     def draw(self, generator: torch.Generator) -> Task:
-        batch = (
-            self.environment.sample_tasks(self.tasks, generator).to(self.device),
-            torch.randint(2**60, (self.tasks,), generator=generator),
-        )
+        goals = self.environment.sample_tasks(self.tasks, generator)
+        if not isinstance(goals, Tensor) or goals.shape[:1] != (self.tasks,):
+            raise InputError(f"sample_tasks({self.tasks}, generator) must give a tensor [{self.tasks}, ...] of the "
+                             f"environment, but {shape_of(goals)} came")  # fmt: skip
+        batch = goals.to(self.device), torch.randint(2**60, (self.tasks,), generator=generator)
         return Task(support=batch, query=batch)
 
 
@@ -113,8 +116,8 @@ class Explorer:
             raise InputError(f"there must be at least 1 trajectory of each task, but {trajectories} came")
         if environment.horizon < 1:
             raise InputError(f"the environment's horizon must be at least 1, but it is {environment.horizon}")
-        if limit is not None and not 0 < limit < 1e9:
-            raise InputError(f"the limit of a step must be above 0 seconds and finite, but {limit} came")
+        if limit is not None and not SOONEST <= limit < 1e9:
+            raise InputError(f"the limit of a step must be at least {SOONEST} seconds and finite, but {limit} came")
         for name, value in (("discount", discount), ("decay", decay)):
             if not 0 <= value <= 1:
                 raise InputError(f"the {name} must be from 0 to 1, but {value} came")

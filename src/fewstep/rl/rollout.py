@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fewstep.errors import InputError
 from fewstep.functional import Tensors
 from fewstep.rl.baseline import linear_baseline
 from fewstep.rl.environments import Environment
@@ -39,19 +40,24 @@ def rollout(policy: Policy, theta: Tensors, environment: Environment, tasks: Ten
     limit : seconds that the environment may take for a step of all, see `no_longer_than`
     What is not finite is handed on to nobody: there it ends.
     """
-    act, state = policy.acting(theta), None
+    act, state, shape = policy.acting(theta), None, (len(tasks), trajectories)
     noise = torch.stack([policy.noise((environment.horizon, trajectories), own) for own in generators], 1)
     like = next(iter(theta.values()))
     with no_longer_than(limit):
-        seen = environment.reset(tasks, trajectories, generators).to(like, copy=True)  # it may write there again
-    alive = torch.ones(seen.shape[:-1], dtype=torch.bool, device=seen.device)
+        seen = environment.reset(tasks, trajectories, generators)
+    _check("reset gives observations", seen, (*shape, environment.observations))
+    seen = seen.to(like, copy=True)  # it may write there again
+    alive = torch.ones(shape, dtype=torch.bool, device=seen.device)
     steps: list[tuple[Tensor, ...]] = []
     for chance in noise.to(seen):
         outputs, state = act(seen, state)
         actions = policy.act(outputs, chance)
         if seen.isfinite().all() and outputs.isfinite().all():
             with no_longer_than(limit):
-                following, rewards, ended = environment.step(actions)
+                following, rewards, ended = _parts(environment.step(actions))
+            _check("step gives observations", following, (*shape, environment.observations))
+            _check("step gives rewards", rewards, shape)
+            _check("step says what has ended", ended, shape, (torch.bool,))
         else:
             following, rewards, ended = seen, seen.new_zeros(alive.shape), alive
         log_probs = policy.log_prob(outputs, actions)
@@ -62,6 +68,29 @@ def rollout(policy: Policy, theta: Tensors, environment: Environment, tasks: Ten
             break
     lived = [torch.stack(part, 2) for part in zip(*steps, strict=True)]
     return Trajectories(*[_as_long_as(part, environment.horizon) for part in lived])
+
+
+def _parts(given: object) -> tuple[Tensor, Tensor, Tensor]:
+    if not isinstance(given, tuple | list) or len(given) != 3:
+        count = f"{len(given)} values" if isinstance(given, tuple | list) else f"a {type(given).__name__}"
+        raise InputError(f"the environment's step must give (observations, rewards, ended), but {count} came")
+    return given[0], given[1], given[2]
+
+
+def _check(what: str, given: Tensor, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...] = ()) -> None:
+    """Raise `InputError` unless a tensor of this shape came: what can be broadcast would be so without a word."""
+    if isinstance(given, Tensor) and given.shape == shape and given.dtype in (kinds or (given.dtype,)):
+        return
+    kind = f" of {kinds[0]}" if kinds else ""
+    raise InputError(
+        f"the environment's {what} for tasks and trajectories: a tensor{kind} {list(shape)} is expected, but "
+        f"{shape_of(given)} came"
+    )
+
+
+def shape_of(given: object) -> str:
+    """What came, in an error's words."""
+    return f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
 
 
 def learned_from(lived: Trajectories, discount: float, decay: float) -> Experience:

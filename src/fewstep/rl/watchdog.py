@@ -28,10 +28,12 @@ def no_longer_than(seconds: float | None) -> Iterator[None]:
         yield
         return
 
-    over = False
+    over, done = False, False
 
     def end(signum: int, frame: Any) -> None:
         nonlocal over
+        if done:  # while the alarm is put away
+            return
         if over:
             raise TimeoutError(f"it took more than {seconds:g} s")
         over = True
@@ -47,6 +49,7 @@ def no_longer_than(seconds: float | None) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
+        done = True
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
         if theirs:

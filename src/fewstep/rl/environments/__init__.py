@@ -13,6 +13,7 @@ from fewstep.rl.environments.trials import Trials
 from fewstep.rl.environments.walker import Walker
 
 __all__ = [
+    "WORLDS",
     "Ant",
     "Bandits",
     "Environment",
@@ -25,3 +26,9 @@ __all__ = [
     "Trials",
     "Walker",
 ]
+
+# By the names that `fewstep.rl.environments.single.register` gives them in Gymnasium.
+WORLDS: dict[str, type[Environment]] = {
+    f"fewstep/{world.__name__}-v0": world
+    for world in (Navigation, HalfCheetah, Ant, Walker, Humanoid, Bandits, TabularMDP)
+}
