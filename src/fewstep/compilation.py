@@ -118,7 +118,7 @@ def _one_at_a_time(examples: Sequence[Tensor]) -> Iterator[list[Built]]:
 
 
 def _forms(graph: fx.GraphModule, examples: Sequence[Tensor]) -> list[Tensor]:
-    """Zeros of the form of the graph's results, for whose numbers nobody has to wait."""
+    """Tensors of the form of the graph's results, whose numbers nobody has to wait for."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode() as mode:
