@@ -28,7 +28,7 @@ from fewstep.data import (
     load_tiered_imagenet,
 )
 from fewstep.data.decode import Form, pixels
-from fewstep.data.layouts import Collection, by_class_lists, by_folders, by_lists, by_pickles
+from fewstep.data.layouts import Collection, Split, by_class_lists, by_folders, by_lists, by_pickles
 from fewstep.errors import InputError
 from fewstep.run import Run
 from tests.pictures import NAMES, make_by_folders, own_folder, picture, put, red
@@ -181,6 +181,18 @@ def test_what_is_missing_is_said_with_where_to_get_it(top: Path, monkeypatch: py
     make_by_folders(top)
     with pytest.raises(InputError, match="has 3 classes for train, but mini_imagenet has 64"):
         load_mini_imagenet("train", root=top)
+
+
+def test_a_class_in_two_splits_is_refused(top: Path) -> None:
+    make_by_folders(top)
+    assert len(few().load("test", top, Form(12)).names) == len(NAMES["test"])
+    (top / "val" / NAMES["val"][0]).rename(top / "val" / NAMES["train"][0])
+    splits: tuple[Split, ...] = ("train", "validation")
+    for split in splits:
+        with pytest.raises(
+            InputError, match=rf"the class {NAMES['train'][0]!r} is in both .*; leave it in one of them"
+        ):
+            few().load(split, top, Form(12))
 
 
 def test_lists_that_do_not_fit_the_pictures(top: Path) -> None:

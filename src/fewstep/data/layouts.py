@@ -108,7 +108,15 @@ def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
 @contextmanager
 def by_folders(folder: Path, stem: str) -> Iterator[Classes]:
     """`train/CLASS/*`, a folder for each class."""
-    yield class_folders(folder / stem) if is_folder(folder / stem) else {}
+    classes = class_folders(folder / stem) if is_folder(folder / stem) else {}
+    others = [folder / other for stems in STEMS.values() if stem not in stems for other in stems]
+    for other in filter(is_folder, others if classes else ()):
+        if both := classes.keys() & {entry.name for entry in entries(other) if is_folder(entry)}:
+            raise InputError(
+                f"the class {min(both)!r} is in both {folder / stem} and {other}, but few-shot learning is judged on "
+                "new classes; leave it in one of them"
+            )
+    yield classes
 
 
 def class_folders(folder: Path) -> dict[str, list[Picture]]:
