@@ -20,7 +20,7 @@ from fewstep.errors import InputError
 from fewstep.judge import evaluate_run
 from fewstep.recipes import RECIPES
 from fewstep.recipes.sinusoid import SinusoidRecipe
-from fewstep.report import report_run
+from fewstep.report import _training, report_run
 from fewstep.tables import describe, markdown, table
 
 
@@ -67,6 +67,22 @@ def classification() -> dict[str, Any]:
     other = {**entry, "name": "15 queries/class", "protocol": {**protocol, "queries_per_class": 15}, "baselines": {}}
     about = {"recipe": "omniglot-5way-1shot", "seed": 3, "iterations": 60_000, "seconds": 1.0}
     return {**about, **entry, "baselines": baselines, "other_protocols": [other]}
+
+
+def test_a_curve_says_what_it_was_validated_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[Any] = []
+    monkeypatch.setattr("fewstep.plots.training_figure", lambda *about: notes.append(about[-2]))
+    events: list[dict[str, Any]] = [
+        {"step": 1, "loss": 1.0, "seconds": 1.0},
+        {"step": 1, "validation_accuracy": [0.2, 0.4]},
+    ]
+    tasks = {"recipe": "mine", "seed": 0, "validation_episodes": 100, "ways": 5, "shots": 2, "queries": 7}
+    for more in ({"test_queries": 15}, {"test_queries": None}):
+        _training({**tasks, **more}, events, None)
+    _training({"recipe": "sinusoid", "seed": 0, "shots": 10, "queries": 7}, events, None)
+    assert notes == ["100 validation tasks: 5-way, 2-shot, queries per class: 15",
+                     "100 validation tasks: 5-way, 2-shot, queries per class: 2",
+                     "validation: 10-shot, 7 queries per task"]  # fmt: skip
 
 
 def shown(evaluation: dict[str, Any], width: int = 200) -> str:

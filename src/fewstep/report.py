@@ -93,6 +93,9 @@ def _training(config: Json, metrics: list[Json], evaluation: Json | None) -> Fig
     best = max(results, key=lambda result: sign * result[0])[1] if results else None
     # The first protocol of the evaluation is that of validation, on other tasks.
     protocol = {key: config[key] for key in ("ways", "shots", "queries") if config.get(key) is not None}
+    if "test_queries" in config:  # of classification, whose queries are those of training
+        protocol["queries_per_class"] = config["test_queries"] or protocol["shots"]
+        protocol.pop("queries", None)
     told = ", ".join(words(evaluation["protocol"] if evaluation else protocol))
     count = f"{config['validation_episodes']} validation tasks" if "validation_episodes" in config else "validation"
     note = fill(f"{count}: {told}" if told else count, 100)
