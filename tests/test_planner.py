@@ -483,7 +483,10 @@ def test_a_run_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         main(["train", "sinusoid", *PLANNED, "--iterations", "8", "--out", str(tmp_path)])
     assert "the engine was planned on NVIDIA H200, and this is cpu" in capsys.readouterr().err
     arguments = ["train", "sinusoid", *PLANNED, "--iterations", "8", "--memory-limit", "1e-9", "--out", str(tmp_path)]
-    for content, message in (("", "takes more than --memory-limit 1e-09"), ("{}", "engine.json is damaged")):
+    for content, message in (
+        ("", "takes more than --memory-limit 1e-09"),
+        ("{}", "engine.json: this is no plan of an engine"),
+    ):
         (tmp_path / "engine.json").write_text(content or before.decode())
         with pytest.raises(SystemExit):
             main(arguments)

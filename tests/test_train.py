@@ -189,7 +189,7 @@ def test_a_file_that_is_whole_is_not_called_damaged(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.write_json("config.json", {})
     for error, told in (
-        (InputError("there is no such net"), r"^there is no such net$"),
+        (InputError("there is no such net"), r"config.json: there is no such net$"),
         (PermissionError(13, "Permission denied"), r"config.json cannot be read \(Permission denied\)"),
     ):
         with pytest.raises(InputError, match=told), run.reading("config.json"):

@@ -161,8 +161,10 @@ class Run:
             raise InputError(f"{path} is not there; is {self.path} the folder of a run (fewstep train ... --out RUN)?")
         try:
             yield path
-        except FewstepError:
-            raise
+        except FewstepError as error:
+            if str(path) in str(error):
+                raise
+            raise InputError(f"{path}: {error}") from error
         except PermissionError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); mend that") from error
         except Exception as error:  # a damaged file can make its reader fail in any way
