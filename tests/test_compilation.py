@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,10 +109,14 @@ def _exponential(x: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     return value, value * c
 
 
+def _raised(error: Exception) -> None:
+    raise error
+
+
 @pytest.mark.usefixtures("graphs_as_they_are")
 def test_the_caller_may_write_to_the_first_results() -> None:
     x, c = torch.rand(3), torch.rand(3)
-    early, later = compiled_in_two(_exponential, [x, c], late=1)
+    early, later = compiled_in_two(_exponential, [x, c], late=1, failed=_raised)
     result, *kept = early(x)
     result.zero_()
     torch.testing.assert_close(later(x, c, *kept), (x.exp() * c,))
@@ -138,19 +141,66 @@ def test_what_is_built_in_the_background(broken: tuple[int, ...], monkeypatch: p
     x, c = torch.rand(3), torch.rand(3)
     if broken == (0,):
         with pytest.raises(OSError, match="no space left"):
-            compiled_in_two(_exponential, [x, c], late=1)
+            compiled_in_two(_exponential, [x, c], late=1, failed=_raised)
         return
-    early, later = compiled_in_two(_exponential, [x, c], late=1)
+    told: list[Exception] = []
+    early, later = compiled_in_two(_exponential, [x, c], late=1, failed=told.append)
     result, *kept = early(x)
     torch.testing.assert_close(result, x.exp())
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            torch.testing.assert_close(later(x, c, *kept), (x.exp() * c,))
-    found = [str(w.message) for w in said if issubclass(w.category, FallbackWarning)]
-    assert found == ["running a part without compilation, which failed: no space left"][: len(broken)]
+    for _ in range(2):
+        torch.testing.assert_close(later(x, c, *kept), (x.exp() * c,))
+    assert [*map(str, told)] == ["no space left\nfor the library"][: len(broken)]
     assert begun == [0, 1]
     assert "load_pybinding" not in vars(cache), "PyTorch's own way is back"
+
+
+def test_a_build_that_failed_is_tried_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from torch._inductor import codecache
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    build, tried = codecache._worker_compile_cpp, list[str]()
+
+    def fail(lock: str, builders: Any) -> None:
+        tried.append(lock)
+        raise OSError("no space left")
+
+    x, w = torch.rand(3), torch.rand(3)
+    monkeypatch.setattr(codecache, "_worker_compile_cpp", fail)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no space left"):
+            compiled(lambda x, w: (x * w + 5,), [x, w])
+    assert len(tried) >= 2
+    monkeypatch.setattr(codecache, "_worker_compile_cpp", build)
+    (result,) = compiled(lambda x, w: (x * w + 5,), [x, w])(x, w)
+    torch.testing.assert_close(result, x * w + 5)
+
+
+@pytest.mark.filterwarnings("default::fewstep.FallbackWarning")
+def test_a_second_part_that_cannot_be_built_is_kept_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.codecache import CppWrapperCodeCache
+
+    cache: Any = CppWrapperCodeCache
+    load, begun = cache.load_pybinding_async, list[int]()
+
+    def load_all_but_the_second(*about: Any, **more: Any) -> Any:
+        begun.append(len(begun))
+        return _no_room if len(begun) == 2 else load(*about, **more)
+
+    model = nn.Linear(3, 2)
+    x, y = torch.rand(2, 4, 3), torch.rand(2, 4, 2)
+    learner = maml(model, functional.mse_loss, lr=0.1, engine=Engine(method="loop"))
+    tasks = Task(support=(x, y), query=(x + 1, y))
+    wanted = meta_gradient(learner(tasks), list(model.parameters()))
+    monkeypatch.setattr(cache, "load_pybinding_async", load_all_but_the_second)
+    learner.engine = replace(KEEP, method="loop", chunk=None)
+    with pytest.warns(FallbackWarning, match="running without keep, which failed: no room"):
+        found = meta_gradient(learner(tasks), list(model.parameters()))
+    assert relative_error(found, wanted) < 1e-6
+    assert learner.runner.engine == Engine(compile="pieces", method="loop")
+
+
+def _no_room() -> None:
+    raise OSError("no room")
 
 
 @pytest.mark.usefixtures("graphs_as_they_are")
@@ -195,7 +245,7 @@ def test_keep_and_segment_exclude_each_other() -> None:
 
 @pytest.mark.filterwarnings("always::fewstep.FallbackWarning")
 def test_what_cannot_be_cut_runs_without_keep(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compiled_in_two(function: Any, examples: Any, late: int) -> Any:
+    def compiled_in_two(function: Any, examples: Any, late: int, failed: Any) -> Any:
         raise RuntimeError("no way to cut it")
 
     monkeypatch.setattr("fewstep.engine.compiled", lambda function, examples: function)
@@ -213,7 +263,7 @@ def test_what_writes_to_its_inputs_cannot_be_cut() -> None:
         return x.sum(), x * c
 
     with pytest.raises(RuntimeError, match="the model writes to a tensor of its own"):
-        compiled_in_two(function, [torch.ones(3), torch.ones(3)], late=1)
+        compiled_in_two(function, [torch.ones(3), torch.ones(3)], late=1, failed=_raised)
 
 
 def test_a_last_chunk_that_is_smaller_keeps_its_own() -> None:
@@ -239,7 +289,7 @@ def test_kept_are_products_and_random_numbers_and_what_is_small() -> None:
         return row, wide.tanh() * row * c
 
     x, w, c = torch.rand(80, 100), torch.rand(100, 90), torch.rand(80, 90)
-    early, later = compiled_in_two(function, [x, w, c], late=1)
+    early, later = compiled_in_two(function, [x, w, c], late=1, failed=_raised)
     torch.manual_seed(3)
     row, *kept = early(x, w)
     assert sorted(tuple(part.shape) for part in kept) == [(80, 90), (80, 90), (90,)]  # neither exp nor what follows

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 from torch import device
 
-from fewstep.errors import FallbackWarning
-
 Built = Callable[[], Any]
+Failed = Callable[[Exception], None]
 
 
 @contextmanager
@@ -29,40 +28,59 @@ def beside(where: device) -> Iterator[list[Built]]:
         return
     cache: Any = CppWrapperCodeCache
     builds: list[Built] = []
-    pool = ThreadPoolExecutor(1)
 
     def begin(*about: Any, **more: Any) -> Callable[..., Any]:
-        built = cache.load_pybinding_async(*about, submit_fn=pool.submit, **more)
+        built = cache.load_pybinding_async(*about, submit_fn=_begun, **more)
         builds.append(built)
         return lambda *handles: built()(*handles)
 
-    pool.submit(cache.load_async, "", needs_vec_isa=True)
+    _begun(lambda: cache.load_async("", needs_vec_isa=True))
     cache.load_pybinding = begin
     try:
         yield builds
+    except BaseException:
+        cache.cache_clear()  # which would fail in the same way for ever
+        raise
     finally:
         del cache.load_pybinding  # PyTorch's own is inherited
-        pool.shutdown(wait=False)
 
 
-def built_or_plain(run: Callable[..., Any], builds: Sequence[Built], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """`run`, or where the builds that it waits for fail, `plain`, with a warning."""
+def _begun(job: Callable[[], Any]) -> Future[Any]:
+    """The job in a thread that no process waits for at its end."""
+    future: Future[Any] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(job())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return future
+
+
+def built_or_plain(run: Callable[..., Any], builds: Sequence[Built], plain: Callable[..., Any],
+                   failed: Failed) -> Callable[..., Any]:  # fmt: skip
+    """`run`, or where the builds that it waits for fail, `plain`, after `failed` was told."""
     chosen: list[Callable[..., Any]] = []
 
     def call(*tensors: Any) -> Any:
         if not chosen:
-            chosen.append(_tried(run, builds, plain))
+            chosen.append(_tried(run, builds, plain, failed))
         return chosen[0](*tensors)
 
     return call
 
 
-def _tried(run: Callable[..., Any], builds: Sequence[Built], plain: Callable[..., Any]) -> Callable[..., Any]:
+def _tried(run: Callable[..., Any], builds: Sequence[Built], plain: Callable[..., Any],
+           failed: Failed) -> Callable[..., Any]:  # fmt: skip
+    from torch._inductor.codecache import CppWrapperCodeCache
+
     try:
         for built in builds:
             built()
     except Exception as error:  # compilers fail in any way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"running a part without compilation, which failed: {reason}", FallbackWarning, stacklevel=2)
+        CppWrapperCodeCache.cache_clear()
+        failed(error)
         return plain
     return run

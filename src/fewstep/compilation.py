@@ -24,7 +24,7 @@ from platformdirs import user_cache_dir
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
-from fewstep.building import Built, beside, built_or_plain
+from fewstep.building import Built, Failed, beside, built_or_plain
 from fewstep.errors import InputError
 from fewstep.mending import mended
 from fewstep.replay import Moment
@@ -66,21 +66,25 @@ def compiled(function: Function, examples: Sequence[Tensor]) -> Function:
 
 
 @_no_collection()
-def compiled_in_two(function: Function, examples: Sequence[Tensor], late: int) -> tuple[Function, Function]:
+def compiled_in_two(
+    function: Function, examples: Sequence[Tensor], late: int, failed: Failed
+) -> tuple[Function, Function]:
     """`early(*known) -> (*first results, *kept)` and `later(*tensors, *kept) -> the other results`.
 
     late : how many of the tensors, the last ones, are not known at first, and how many results do not depend on those
+    failed : is told where `later`, for which nobody waits before it is called, cannot be built; it runs plainly then
     All else is as in `compiled`.
     """
     with torch.no_grad(), _one_at_a_time(examples) as builds:
         graph = _traced(function, examples)
         constants = _lifted(graph)
-        graph = _traced(torch.func.functionalize(graph), [*examples, *constants])  # nothing is written to in place
+        # Nothing is written to in place.
+        graph = _traced(torch.func.functionalize(_as_traced(graph)), [*examples, *constants])
         early, later = split(graph, range(len(examples) - late, len(examples)), late)
         known = [*examples[:-late], *constants]
         first, begun = _by_inductor(early, known), len(builds)
-        inputs = [*examples, *constants, *_forms(early, known)[late:]]
-        second = built_or_plain(_by_inductor(later, inputs), builds[begun:], later)  # nobody waits for it yet
+        inputs = [*examples, *constants, *_forms(_as_traced(early), known)[late:]]
+        second = built_or_plain(_by_inductor(later, inputs), builds[begun:], _as_traced(later), failed)
         with Moment.now(examples[-1].device).again():  # only the places of the results are of use yet
             results = list(first(*known))
         kept = results[late:]
@@ -117,7 +121,17 @@ def _one_at_a_time(examples: Sequence[Tensor]) -> Iterator[list[Built]]:
         yield builds
 
 
-def _forms(graph: fx.GraphModule, examples: Sequence[Tensor]) -> list[Tensor]:
+def _as_traced(graph: Callable[..., Any]) -> Callable[..., Any]:
+    """The graph, which has the casts of autocast in it, without any more of them."""
+
+    def run(*tensors: Tensor) -> Any:
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            return graph(*tensors)
+
+    return run
+
+
+def _forms(graph: Callable[..., Any], examples: Sequence[Tensor]) -> list[Tensor]:
     """Tensors of the form of the graph's results, whose numbers nobody has to wait for."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 

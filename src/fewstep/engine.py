@@ -224,10 +224,14 @@ class Runner:
                 raise RuntimeError(f"the model, or the tasks' shapes, changed {MOST_COMPILED} times")
             return record()
         except Exception as error:  # compilers fail in any way
-            self.engine = replace(self.engine, **EXTRAS[what])
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(f"running without {what}, which failed: {reason}", FallbackWarning, stacklevel=2)
+            self.without(what, error)
             return None
+
+    def without(self, what: Extra, error: Exception) -> None:
+        """Go on without what failed, with a warning."""
+        self.engine = replace(self.engine, **EXTRAS[what])
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(f"running without {what}, which failed: {reason}", FallbackWarning, stacklevel=3)
 
 
 def joined(parts: Sequence[Sequence[Tensor]], summed: Sequence[bool] | None) -> list[Tensor]:

@@ -35,7 +35,7 @@ def in_two(runner: Runner, key: Any, function: Function, tensors: Sequence[Tenso
             known[0].new_zeros(known[-1].shape[0]),
             *[torch.zeros(part.shape, dtype=part.dtype, device=part.device) for part in known[: late - 1]],
         ]
-        return compiled_in_two(whole, [*known, *unknown], late)
+        return compiled_in_two(whole, [*known, *unknown], late, partial(runner.without, "keep"))
 
     early, parts = [], []
     for piece in runner.chunks(tensors, stacked):
