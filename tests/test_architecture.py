@@ -18,7 +18,6 @@ ROWS = [
     [
         "errors",
         "replay",
-        "losses",
         "watch",
         "convolution",
         "footprint",
@@ -27,7 +26,7 @@ ROWS = [
         "progress",
         "replacing",
     ],
-    ["task", "pooling", "channels_last", "hoisting", "structure", "building"],
+    ["task", "pooling", "channels_last", "hoisting", "structure", "building", "losses"],
     ["compilation"],
     ["patterns", "normalisation", "labels", "cuda_graph"],
     ["ragged", "loss_of"],

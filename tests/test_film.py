@@ -12,9 +12,11 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fewstep import film
 from fewstep.cli import main
+from fewstep.errors import InputError
+from fewstep.film import SIZE
 from fewstep.plots import paths_figure
+from fewstep.rl.environments import camera
 from tests.test_cli import fails
 from tests.test_rl import SMALL
 
@@ -50,7 +52,7 @@ def test_the_opengl_library_is_one_that_is_there(tmp_path: Path, monkeypatch: py
             monkeypatch.setenv(name, "")  # so that it is put back
             monkeypatch.delenv(name)
         monkeypatch.delitem(sys.modules, "mujoco", raising=False)
-        monkeypatch.setattr(film, "find_library", lambda name, there=there: name if name in there else None)
+        monkeypatch.setattr(camera, "find_library", lambda name, there=there: name if name in there else None)
         main(["watch", str(run)])
         assert os.environ["MUJOCO_GL"] == chosen
 
@@ -58,8 +60,16 @@ def test_the_opengl_library_is_one_that_is_there(tmp_path: Path, monkeypatch: py
 def test_mujoco_that_was_loaded_without_a_way_to_draw(
     runner: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("MUJOCO_GL", "DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
+    import gymnasium
+
+    from fewstep.rl.environments.single import register
+
+    register()
+    monkeypatch.delenv("DISPLAY", raising=False)
+    for name in ("egl", "osmesa"):
+        monkeypatch.delitem(sys.modules, f"mujoco.{name}", raising=False)
+    with pytest.raises(InputError, match="set MUJOCO_GL=egl"):
+        gymnasium.make("fewstep/HalfCheetah-v0", render_mode="rgb_array")
     told = fails(capsys, "watch", str(runner))
     assert "MuJoCo was loaded when nothing told it how to draw; set MUJOCO_GL=egl" in told
     assert f"in a process of its own: fewstep watch {runner}" in told
@@ -74,6 +84,8 @@ def test_gymnasium_has_pictures_of_bodies(body: str) -> None:
 
     register()
     env = gymnasium.make(f"fewstep/{body}-v0", render_mode="rgb_array", task="direction")
+    with pytest.raises(InputError, match="reset comes first"):
+        env.unwrapped.render()
     env.reset(seed=0)
     before: Any = env.render()
     assert (before.shape, before.dtype) == ((240, 320, 3), np.uint8)
@@ -110,7 +122,7 @@ def test_a_video_before_and_after(runner: Path, tmp_path: Path) -> None:
     main(["watch", str(runner)])
     with Image.open(runner / "watch.gif") as opened:
         video: Any = opened
-        assert video.size == (2 * film.SIZE[0], film.SIZE[1])
+        assert video.size == (2 * SIZE[0], SIZE[1])
         assert video.n_frames == 6, "22 states of 10 ms, each fourth"
         assert video.info["duration"] == 40
         first = np.asarray(video.convert("L")).astype(int)
@@ -118,7 +130,7 @@ def test_a_video_before_and_after(runner: Path, tmp_path: Path) -> None:
         last = np.asarray(video.convert("L")).astype(int)
     assert abs(first - last).max() > 20, "it moves"
     main(["watch", str(runner), "--steps", "3", "--out", str(tmp_path / "new" / "after.gif")])
-    assert size_of(tmp_path / "new" / "after.gif") == film.SIZE
+    assert size_of(tmp_path / "new" / "after.gif") == SIZE
 
 
 def test_mp4_goes_through_ffmpeg(runner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
@@ -130,7 +142,7 @@ def test_mp4_goes_through_ffmpeg(runner: Path, tmp_path: Path, monkeypatch: pyte
     fake.chmod(0o755)
     main(["watch", str(runner), "--out", str(out)])
     capsys.readouterr()
-    assert out.stat().st_size == 6 * film.SIZE[1] * 2 * film.SIZE[0] * 3
+    assert out.stat().st_size == 6 * SIZE[1] * 2 * SIZE[0] * 3
     fake.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no such codec')\n")
     assert "ffmpeg failed: no such codec" in fails(capsys, "watch", str(runner), "--out", str(out))
 

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import re
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -183,6 +184,17 @@ def test_what_is_missing_is_said_with_where_to_get_it(top: Path, monkeypatch: py
         load_mini_imagenet("train", root=top)
 
 
+def test_a_split_file_may_write_accents_in_another_way(top: Path) -> None:
+    folder = own_folder(top / "own")
+    composed, apart = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    (folder / "class 0").rename(folder / apart)
+    listed = put(top / "split.csv", f"class 1,train\n{composed},test\nclass 2,val\n".encode())
+    assert load_image_folder("test", data=folder, split_file=listed).names == (apart,)
+    listed.write_text(f"{composed},train\n{apart},test\n")
+    with pytest.raises(InputError, match=r"split.csv, line 2: expected class,split .* each class once"):
+        load_image_folder("test", data=folder, split_file=listed)
+
+
 def test_a_class_in_two_splits_is_refused(top: Path) -> None:
     make_by_folders(top)
     assert len(few().load("test", top, Form(12)).names) == len(NAMES["test"])
@@ -350,7 +362,7 @@ def test_a_recipe_of_each_data_set(name: str, folder: str, counts: tuple[int, ..
     for split, count in zip(("train", "val", "test"), counts, strict=True):
         for number in range(count):
             for i in range(2):
-                put(top / folder / split / f"class {number}" / f"{i}.png", picture(number % 256))
+                put(top / folder / split / f"{split} {number}" / f"{i}.png", picture(number % 256))
     out = top / "run"
     main(["train", f"{name}-5way-1shot", "--iterations", "2", "--queries", "1", "--meta-batch", "1", "--no-plan",
           "--filters", "2", "--validation-episodes", "2", "--clip", "10", "--out", str(out)])  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional
 
+from fewstep.errors import InputError
 from fewstep.losses import summed_over_ways
 
 
@@ -20,5 +22,9 @@ def test_a_class_with_more_examples_counts_no_more() -> None:
     prediction, target = torch.randn(3, 3, dtype=torch.float64), torch.arange(3)
     often = torch.tensor([0, 1, 1, 2, 2, 2, 2])
     torch.testing.assert_close(summed_over_ways(prediction[often], target[often]), summed_over_ways(prediction, target))
+    more = torch.cat([prediction, prediction]), torch.tensor([0, 1, 2, -100, -100, -100])
+    torch.testing.assert_close(summed_over_ways(*more), summed_over_ways(prediction, target))
+    with pytest.raises(InputError, match=r"labels must be whole numbers \[examples\], but torch.float64 \[3, 3\] came"):
+        summed_over_ways(prediction, prediction.softmax(-1))
     both = torch.vmap(summed_over_ways)(torch.stack([prediction, -prediction]), torch.stack([target, target]))
     torch.testing.assert_close(both[0], summed_over_ways(prediction, target))

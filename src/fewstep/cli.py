@@ -43,7 +43,7 @@ from fewstep.options import (
     ReportOptions,
     WatchOptions,
 )
-from fewstep.output import speaking
+from fewstep.output import paths_told, speaking
 from fewstep.predict import predict
 from fewstep.recipes import RECIPES, Recipe
 from fewstep.report import report_run
@@ -72,25 +72,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:  # the process is ours
         keep_freed_memory()
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
                 stream.reconfigure(errors="backslashreplace")  # names of files may be in no alphabet of the terminal
         torch.backends.cudnn.allow_tf32 = False  # on a GPU float32 is float32, in convolutions too
     warnings.showwarning = lambda message, *_: print(f"fewstep: {message}", file=sys.stderr)
     is_rank = argv is None and int(os.environ.get("WORLD_SIZE", "1")) > 1
     code: str | int | None = 0
     try:
-        with joined(), speaking():
+        with joined(), speaking(), paths_told():
             _run(arguments)
     except FewstepError as error:
         print(f"fewstep: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(
-            f"fewstep: {error.filename} cannot be used ({error.strerror}); give a path that you may use",
-            file=sys.stderr,
-        )
         code = 2
     except KeyboardInterrupt:
         print("fewstep: stopped; the same command goes on from the last checkpoint", file=sys.stderr)

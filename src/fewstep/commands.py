@@ -51,7 +51,7 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     if done is None and recipe.init_from:
         begin_from(recipe.init_from, learner)
     run.write_json("config.json", config)
-    if recipe.classes:
+    if done is None and recipe.classes:
         run.write_json(CLASSES, recipe.classes)
     narrate(f"{name}: iteration {done or 0} of {recipe.iterations}, in {out}")
     if done is None and not recipe.init_from:
@@ -91,10 +91,12 @@ def check_classes(run: Run, recipe: Recipe) -> None:
     """`InputError` where the user's folder splits into other classes now: the test may have some of training's."""
     if not (run.path / CLASSES).exists():  # a run of before they were kept, or of fixed classes
         return
-    before, now = run.read_json(CLASSES), recipe.classes
-    if before == now:
+    before = run.read_json(CLASSES)
+    with run.reading(CLASSES):
+        old = {(name, split) for split, names in before.items() for name in names}
+    new = {(name, split) for split, names in recipe.classes.items() for name in names}
+    if old == new:
         return
-    old, new = ({(name, split) for split, names in classes.items() for name in names} for classes in (before, now))
     changes = [f"{name!r} is {amiss} {split}" for amiss, found in (("no more in", old - new), ("new in", new - old))
                for name, split in sorted(found)[:3]]  # fmt: skip
     raise InputError(

@@ -59,7 +59,7 @@ def export(classifier: Classifier, path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".pt2":
-            torch.export.save(program, whole := io.BytesIO())
+            torch.export.save(program, whole := io.BytesIO())  # onto a full disk it would end the process
             part.write_bytes(whole.getvalue())
         else:
             with _quiet():

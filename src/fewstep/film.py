@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
-from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,7 @@ from fewstep.errors import InputError
 from fewstep.recipes.policies import PolicyRecipe
 from fewstep.rl import Explorer
 from fewstep.rl.environments import Navigation, Runner
-from fewstep.rl.environments.camera import Camera
+from fewstep.rl.environments.camera import TOO_LATE, Camera, choose_opengl
 from fewstep.run import Run
 from fewstep.tables import plural
 from fewstep.task import Task
@@ -47,7 +44,7 @@ def film_run(path: Path, *, task: int = 0, steps: Sequence[int] = (0, 1), out: P
         raise InputError(f"{path} is a run of {name}, which has no policy to watch")
     if task < 0 or not steps or min(steps) < 0:
         raise InputError(f"the task and the steps must be at least 0, but {task} and {list(steps)} came")
-    can_draw = _choose_opengl()
+    can_draw = choose_opengl()
     learner = recipe.learner()
     run.restore(run.weights_file(weights), learner)
     explorer, episodes = recipe.seen_by(learner), recipe.episodes("test")
@@ -64,23 +61,9 @@ def film_run(path: Path, *, task: int = 0, steps: Sequence[int] = (0, 1), out: P
     if out.suffix == ".mp4" and not shutil.which("ffmpeg"):
         raise InputError(f"{out} needs ffmpeg, which is not installed; a .gif does not")
     if kind is Runner and not can_draw:  # to try all the same can end the process
-        raise InputError(
-            "MuJoCo was loaded when nothing told it how to draw; set MUJOCO_GL=egl (or osmesa) before that, or run "
-            f"this in a process of its own: fewstep watch {path}"
-        )
+        raise InputError(f"{TOO_LATE}, or run this in a process of its own: fewstep watch {path}")
     drawn = _paths(explorer, tasks, steps) if kind is Navigation else _video(explorer, tasks, steps, out.suffix)
     return Run(out.parent).write(out.name, drawn)
-
-
-def _choose_opengl() -> bool:
-    """Tell MuJoCo, which reads it once, how to draw without a screen; False where it is too late for that."""
-    if "MUJOCO_GL" in os.environ or "DISPLAY" in os.environ or sys.platform != "linux":
-        return True
-    if "mujoco" in sys.modules:
-        return False
-    only_mesa = find_library("OSMesa") and not find_library("EGL")
-    os.environ["MUJOCO_GL"] = "osmesa" if only_mesa else "egl"
-    return True
 
 
 def _paths(explorer: Explorer, tasks: Task, steps: Sequence[int]) -> bytes:

@@ -32,6 +32,7 @@ class Run:
     """A run's folder. Where several processes work together, the first alone writes.
 
     config.json         the recipe and its fields
+    classes.json        of a user's own pictures: the classes of each split
     engine.json         the plan by which tasks are computed (`fewstep.planner`), where there is one
     metrics.jsonl       one line per logged event of training
     model.safetensors   the last weights;  best.safetensors: those with the best validation result

@@ -39,8 +39,7 @@ def load_image_folder(
     Splits share no class: few-shot learning is judged on classes that training has not seen.
     """
     one_of("split", split, STEMS)
-    listed = None if split_file is None else expanded(split_file)
-    classes = splits_of(expanded(data), listed, split_seed)[split]
+    classes = splits_of(data, split_file, split_seed)[split]
     if not classes:
         raise InputError(f"{data} leaves no class for {split}; add classes, or say which are for what in a split file")
     return table_of("folder", classes, Form(size, 1 if grey else 3, crop=True), skip_unreadable)
@@ -48,6 +47,7 @@ def load_image_folder(
 
 def splits_of(data: Path, split_file: Path | None = None, split_seed: int = 0) -> dict[str, Classes]:
     """The pictures of each class of each split."""
+    data, split_file = expanded(data), None if split_file is None else expanded(split_file)
     found = {split: [data / stem for stem in stems if is_folder(data / stem)] for split, stems in STEMS.items()}
     if found["train"] and (found["validation"] or found["test"]):
         if split_file is not None:
@@ -91,24 +91,30 @@ def _given(data: Path, found: dict[str, list[Path]]) -> dict[str, Classes]:
 
 def _from_file(path: Path, classes: dict[str, list[Picture]]) -> dict[str, list[str]]:
     names: dict[str, list[str]] = {split: [] for split in STEMS}
-    there = {unicodedata.normalize("NFC", name): name for name in classes}  # macOS writes accents in another way
+    there: dict[str, str] = {}
+    for name in classes:  # macOS writes accents in another way
+        if (other := there.setdefault(unicodedata.normalize("NFC", name), name)) != name:
+            raise InputError(
+                f"{other!r} and {name!r} differ only in how accents are written; rename one of the classes"
+            )
     stems = {stem: split for split, stems in STEMS.items() for stem in stems}
     seen = set()
     for number, row in enumerate(rows_of(path)):
         cells = [cell.strip() for cell in row]
         if not any(cells) or (number == 0 and cells == ["class", "split"]):
             continue
-        if len(cells) != 2 or cells[1] not in stems or cells[0] in seen:
+        known = there.get(unicodedata.normalize("NFC", cells[0]))
+        if len(cells) != 2 or cells[1] not in stems or known in seen:
             raise InputError(
                 f"{path}, line {number + 1}: expected class,split with train, val or test, each class once, but "
                 f"{','.join(row)!r:.80} came"
             )
-        if (name := there.get(unicodedata.normalize("NFC", cells[0]))) is None:
+        if known is None:
             raise InputError(
                 f"{path} names the class {cells[0]!r}, which has no folder; there are {', '.join(classes)}"
             )
-        seen.add(cells[0])
-        names[stems[cells[1]]].append(name)
+        seen.add(known)
+        names[stems[cells[1]]].append(known)
     return names
 
 

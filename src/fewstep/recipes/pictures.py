@@ -13,7 +13,7 @@ from fewstep import models
 from fewstep.baselines import Baseline, trained_net
 from fewstep.data.augment import Augment
 from fewstep.data.episodes import ClassEpisodes
-from fewstep.data.image_folder import load_image_folder
+from fewstep.data.image_folder import load_image_folder, splits_of
 from fewstep.data.layouts import Split
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
@@ -143,8 +143,8 @@ class ImageFolderRecipe(PicturesRecipe):
 
     @property
     def classes(self) -> dict[str, list[str]]:
-        splits: tuple[Split, ...] = ("train", "validation", "test")
-        return {split: [*self.images(split).names] for split in splits}
+        found = splits_of(self._folder, self.split_file, self.split_seed)
+        return {split: sorted(classes) for split, classes in found.items()}
 
     def episodes(self, split: Split) -> ClassEpisodes:
         if (count := len(self.images(split))) < self.ways:
@@ -155,14 +155,20 @@ class ImageFolderRecipe(PicturesRecipe):
             )
         return super().episodes(split)
 
-    def images(self, split: Split) -> ImageTable:
+    @property
+    def _folder(self) -> Path:
         if self.data is None:
             raise InputError("say where the pictures are: --data DIR, which holds a folder of pictures for each class")
-        return _folder(split, self.data, self.size, self.grey, self.split_file, self.split_seed, self.skip_unreadable)
+        return self.data
+
+    def images(self, split: Split) -> ImageTable:
+        return _loaded(
+            split, self._folder, self.size, self.grey, self.split_file, self.split_seed, self.skip_unreadable
+        )
 
 
 @cache
-def _folder(split: Split, data: Path, size: int, grey: bool, split_file: Path | None, split_seed: int,
+def _loaded(split: Split, data: Path, size: int, grey: bool, split_file: Path | None, split_seed: int,
             skip_unreadable: bool) -> ImageTable:  # fmt: skip
     return load_image_folder(split, data=data, size=size, grey=grey, split_file=split_file, split_seed=split_seed,
                              skip_unreadable=skip_unreadable)  # fmt: skip

@@ -188,8 +188,7 @@ class PolicyRecipe(Recipe):
 
     @property
     def learner_options(self) -> dict[str, Any]:
-        inner = likelihood_ratio if self.outer == "ppo" else INNER[self.surrogate]
-        return {"inner_loss": inner, "stream": True}
+        return {"inner_loss": INNER.get(self.inner_surrogate, likelihood_ratio), "stream": True}
 
     @property
     def outer_objective(self) -> tuple[str, Callable[[Any, Task], Tensor]] | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from ctypes.util import find_library
 from typing import Any
 
 from fewstep.errors import InputError
@@ -11,6 +14,21 @@ NO_OPENGL = (
     "MuJoCo cannot draw here ({}); without a screen it needs libEGL (MUJOCO_GL=egl) or libOSMesa (MUJOCO_GL=osmesa), "
     "and to be told so before Python imports it"
 )
+TOO_LATE = "MuJoCo was loaded when nothing told it how to draw; set MUJOCO_GL=egl (or osmesa) before Python starts"
+
+
+def choose_opengl() -> bool:
+    """Tell MuJoCo, which reads it once, how to draw without a screen; False where it is too late for that.
+
+    To draw all the same can end the process.
+    """
+    if "DISPLAY" in os.environ or sys.platform != "linux":
+        return True
+    if "mujoco" in sys.modules:
+        return "mujoco.egl" in sys.modules or "mujoco.osmesa" in sys.modules
+    only_mesa = find_library("OSMesa") and not find_library("EGL")
+    os.environ.setdefault("MUJOCO_GL", "osmesa" if only_mesa else "egl")
+    return True
 
 
 class Camera:

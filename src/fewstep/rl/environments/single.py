@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.errors import InputError
 from fewstep.rl import environments
 from fewstep.rl.environments import WORLDS, Environment, Runner
-from fewstep.rl.environments.camera import Camera
+from fewstep.rl.environments.camera import TOO_LATE, Camera, choose_opengl
 from fewstep.rl.environments.gym import gymnasium
 
 
@@ -84,6 +84,8 @@ class Single(gymnasium.Env[Any, Any]):
         """A picture uint8 [height, width, 3] of the present state, or None without a render_mode."""
         if self.render_mode is None:
             return None
+        if not hasattr(self, "task"):
+            raise InputError("reset comes first")
         assert isinstance(self.world, Runner)
         self._camera = self._camera or Camera(self.world.physics.model)
         return self._camera.frame(self.world.physics.positions[0])
@@ -110,4 +112,6 @@ def register() -> None:
 
 def made(world: str, render_mode: str | None = None, **options: Any) -> Single:
     """One of fewstep.rl.environments by the name of its class, with its options."""
+    if render_mode and not choose_opengl():
+        raise InputError(TOO_LATE)
     return Single(getattr(environments, world)(**options), render_mode)
