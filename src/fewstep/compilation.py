@@ -82,14 +82,18 @@ def compiled_in_two(
         graph = _traced(torch.func.functionalize(_as_traced(graph)), [*examples, *constants])
         early, later = split(graph, range(len(examples) - late, len(examples)), late)
         known = [*examples[:-late], *constants]
-        first, begun = _by_inductor(early, known), len(builds)
-        inputs = [*examples, *constants, *_forms(_as_traced(early), known)[late:]]
-        second = built_or_plain(_by_inductor(later, inputs), builds[begun:], _as_traced(later), failed)
+        first = _by_inductor(early, known)
+
+        def finish(kept: Sequence[Tensor]) -> Function:
+            begun, run = len(builds), _by_inductor(later, [*examples, *constants, *kept])
+            return built_or_plain(run, builds[begun:], _as_traced(later), failed)
+
+        second = finish(guess := _forms(_as_traced(early), known)[late:])
         with Moment.now(examples[-1].device).again():  # only the places of the results are of use yet
             results = list(first(*known))
         kept = results[late:]
-        if [*map(_form, kept)] != [*map(_form, inputs[len(inputs) - len(kept) :])]:
-            raise RuntimeError("what is kept has another form than its operators say")
+        if [*map(_form, kept)] != [*map(_form, guess)]:  # convolutions choose their memory format where they run
+            second = finish(kept)
     of_caller = {result.untyped_storage().data_ptr() for result in results[:late]}
     shared = {late + i for i, part in enumerate(kept) if part.untyped_storage().data_ptr() in of_caller}
 
