@@ -22,7 +22,7 @@ class Single(gymnasium.Env[Any, Any]):
     `world.horizon` steps. Of bodies that run, render_mode "rgb_array" gives pictures; where there is no screen, MuJoCo
     reads the environment variable MUJOCO_GL for that.
 
-    >>> env = Single(Navigation(horizon=3))
+    >>> env = Single(environments.Navigation(horizon=3))
     >>> env.set_task([0.3, 0.0])
     >>> observation, _ = env.reset(seed=0)
     >>> env.step(np.array([1.0, 0.0]))[0]
