@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,22 +123,30 @@ def test_the_caller_may_write_to_the_first_results() -> None:
     torch.testing.assert_close(later(x, c, *kept), (x.exp() * c,))
 
 
-@pytest.mark.parametrize("broken", [(), (1,), (0,)], ids=["none", "second", "first"])
-def test_what_is_built_in_the_background(broken: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for the second part before it is called: where its building fails, its operators run plainly."""
+def _breaking(monkeypatch: pytest.MonkeyPatch, broken: Sequence[int], fail: Callable[[], None]) -> list[int]:
+    """Have the builds of these numbers fail; returns the numbers of those that were begun."""
     from torch._inductor.codecache import CppWrapperCodeCache
 
-    cache: Any = CppWrapperCodeCache
-    load, begun = cache.load_pybinding_async, list[int]()
+    libraries: Any = CppWrapperCodeCache
+    load, begun = libraries.load_pybinding_async, list[int]()
 
     def load_some(*about: Any, **more: Any) -> Any:
         begun.append(len(begun))
         return fail if begun[-1] in broken else load(*about, **more)
 
+    monkeypatch.setattr(libraries, "load_pybinding_async", load_some)
+    return begun
+
+
+@pytest.mark.parametrize("broken", [(), (1,), (0,)], ids=["none", "second", "first"])
+def test_what_is_built_in_the_background(broken: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the second part before it is called: where its building fails, its operators run plainly."""
+    from torch._inductor.codecache import CppWrapperCodeCache
+
     def fail() -> None:
         raise OSError("no space left\nfor the library")
 
-    monkeypatch.setattr(cache, "load_pybinding_async", load_some)
+    begun = _breaking(monkeypatch, broken, fail)
     x, c = torch.rand(3), torch.rand(3)
     if broken == (0,):
         with pytest.raises(OSError, match="no space left"):
@@ -151,7 +160,7 @@ def test_what_is_built_in_the_background(broken: tuple[int, ...], monkeypatch: p
         torch.testing.assert_close(later(x, c, *kept), (x.exp() * c,))
     assert [*map(str, told)] == ["no space left\nfor the library"][: len(broken)]
     assert begun == [0, 1]
-    assert "load_pybinding" not in vars(cache), "PyTorch's own way is back"
+    assert "load_pybinding" not in vars(CppWrapperCodeCache), "PyTorch's own way is back"
 
 
 def test_a_build_that_failed_is_tried_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -177,21 +186,12 @@ def test_a_build_that_failed_is_tried_anew(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.filterwarnings("default::fewstep.FallbackWarning")
 def test_a_second_part_that_cannot_be_built_is_kept_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._inductor.codecache import CppWrapperCodeCache
-
-    cache: Any = CppWrapperCodeCache
-    load, begun = cache.load_pybinding_async, list[int]()
-
-    def load_all_but_the_second(*about: Any, **more: Any) -> Any:
-        begun.append(len(begun))
-        return _no_room if len(begun) == 2 else load(*about, **more)
-
     model = nn.Linear(3, 2)
     x, y = torch.rand(2, 4, 3), torch.rand(2, 4, 2)
     learner = maml(model, functional.mse_loss, lr=0.1, engine=Engine(method="loop"))
     tasks = Task(support=(x, y), query=(x + 1, y))
     wanted = meta_gradient(learner(tasks), list(model.parameters()))
-    monkeypatch.setattr(cache, "load_pybinding_async", load_all_but_the_second)
+    _breaking(monkeypatch, [1], _no_room)
     learner.engine = replace(KEEP, method="loop", chunk=None)
     with pytest.warns(FallbackWarning, match="running without keep, which failed: no room"):
         found = meta_gradient(learner(tasks), list(model.parameters()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import cache
 from threading import Thread
 from typing import Any
 
@@ -26,23 +27,23 @@ def beside(where: device) -> Iterator[list[Built]]:
     if where.type != "cpu":
         yield []
         return
-    cache: Any = CppWrapperCodeCache
+    libraries: Any = CppWrapperCodeCache
     builds: list[Built] = []
 
     def begin(*about: Any, **more: Any) -> Callable[..., Any]:
-        built = cache.load_pybinding_async(*about, submit_fn=_begun, **more)
+        built = libraries.load_pybinding_async(*about, submit_fn=_begun, **more)
         builds.append(built)
         return lambda *handles: built()(*handles)
 
-    _begun(lambda: cache.load_async("", needs_vec_isa=True))
-    cache.load_pybinding = begin
+    _begun(lambda: libraries.load_async("", needs_vec_isa=True))
+    libraries.load_pybinding = begin
     try:
         yield builds
     except BaseException:
-        cache.cache_clear()  # which would fail in the same way for ever
+        libraries.cache_clear()  # which would fail in the same way for ever
         raise
     finally:
-        del cache.load_pybinding  # PyTorch's own is inherited
+        del libraries.load_pybinding  # PyTorch's own is inherited
 
 
 def _begun(job: Callable[[], Any]) -> Future[Any]:
@@ -62,25 +63,17 @@ def _begun(job: Callable[[], Any]) -> Future[Any]:
 def built_or_plain(run: Callable[..., Any], builds: Sequence[Built], plain: Callable[..., Any],
                    failed: Failed) -> Callable[..., Any]:  # fmt: skip
     """`run`, or where the builds that it waits for fail, `plain`, after `failed` was told."""
-    chosen: list[Callable[..., Any]] = []
-
-    def call(*tensors: Any) -> Any:
-        if not chosen:
-            chosen.append(_tried(run, builds, plain, failed))
-        return chosen[0](*tensors)
-
-    return call
-
-
-def _tried(run: Callable[..., Any], builds: Sequence[Built], plain: Callable[..., Any],
-           failed: Failed) -> Callable[..., Any]:  # fmt: skip
     from torch._inductor.codecache import CppWrapperCodeCache
 
-    try:
-        for built in builds:
-            built()
-    except Exception as error:  # compilers fail in any way
-        CppWrapperCodeCache.cache_clear()
-        failed(error)
-        return plain
-    return run
+    @cache
+    def chosen() -> Callable[..., Any]:
+        try:
+            for built in builds:
+                built()
+        except Exception as error:  # compilers fail in any way
+            CppWrapperCodeCache.cache_clear()
+            failed(error)
+            return plain
+        return run
+
+    return lambda *tensors: chosen()(*tensors)

@@ -51,8 +51,8 @@ def train_run(name: str, recipe: Recipe, out: Path) -> None:
     if done is None and recipe.init_from:
         begin_from(recipe.init_from, learner)
     run.write_json("config.json", config)
-    if done is None and recipe.classes:
-        run.write_json(CLASSES, recipe.classes)
+    if done is None and (classes := recipe.classes):
+        run.write_json(CLASSES, classes)
     narrate(f"{name}: iteration {done or 0} of {recipe.iterations}, in {out}")
     if done is None and not recipe.init_from:
         learner = recipe.learner(recipe.first_model(run))

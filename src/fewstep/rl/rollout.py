@@ -57,7 +57,7 @@ def rollout(policy: Policy, theta: Tensors, environment: Environment, tasks: Ten
                 following, rewards, ended = _parts(environment.step(actions))
             _check("step gives observations", following, (*shape, environment.observations))
             _check("step gives rewards", rewards, shape)
-            _check("step says what has ended", ended, shape, (torch.bool,))
+            _check("step says what has ended", ended, shape, torch.bool)
         else:
             following, rewards, ended = seen, seen.new_zeros(alive.shape), alive
         log_probs = policy.log_prob(outputs, actions)
@@ -77,13 +77,13 @@ def _parts(given: object) -> tuple[Tensor, Tensor, Tensor]:
     return given[0], given[1], given[2]
 
 
-def _check(what: str, given: Tensor, shape: tuple[int, ...], kinds: tuple[torch.dtype, ...] = ()) -> None:
+def _check(what: str, given: Tensor, shape: tuple[int, ...], kind: torch.dtype | None = None) -> None:
     """Raise `InputError` unless a tensor of this shape came: what can be broadcast would be so without a word."""
-    if isinstance(given, Tensor) and given.shape == shape and given.dtype in (kinds or (given.dtype,)):
+    if isinstance(given, Tensor) and given.shape == shape and kind in (None, given.dtype):
         return
-    kind = f" of {kinds[0]}" if kinds else ""
+    of = f" of {kind}" if kind else ""
     raise InputError(
-        f"the environment's {what} for tasks and trajectories: a tensor{kind} {list(shape)} is expected, but "
+        f"the environment's {what} for tasks and trajectories: a tensor{of} {list(shape)} is expected, but "
         f"{shape_of(given)} came"
     )
 
