@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -50,14 +51,14 @@ class MetaStep:
         self._trained: list[Tensor] = []
         self._flags: list[bool] = []
         self._step: tuple[Any, Callable[..., tuple[Tensor, ...]]] | None = None
-        self._counts, self._steps = torch.zeros(0), list[Tensor]()
+        self._counts, self._steps = np.zeros(0), list[Tensor]()
 
     def __call__(self, tasks: Task, lr: float) -> Tensor:
         """Raises `DivergenceError`, before anything has moved, where the loss or a gradient is not finite."""
-        number = self.learner.iteration or 0
-        self.learner.iteration = number
+        if self.learner.iteration is None:
+            self.learner.iteration = 0
         loss = self._moved(tasks, lr)
-        self.learner.iteration = number + 1
+        self.learner.iteration += 1
         return loss
 
     def _moved(self, tasks: Task, lr: float) -> Tensor:
@@ -130,7 +131,7 @@ class MetaStep:
             tensors = [*self._own, *quickly_flat(tasks)[0], *averages, rates]
             loss, finite = self._run(tensors)
         _check_finite(finite)
-        counts.add_(1)
+        counts += 1
         return loss
 
     def _record(self, tasks: Task, about: Any, constants: tuple[float, float, float]) -> None:
@@ -185,11 +186,11 @@ class MetaStep:
         known = self.learner.runner.recorded("a CUDA graph", (key, *places), tensors, record)
         return (known or step)(*tensors)
 
-    def _counts_of(self, states: Sequence[dict[str, Any]]) -> Tensor:
-        """How many steps each of Adam's states has seen: one tensor, of which theirs are views from now on."""
+    def _counts_of(self, states: Sequence[dict[str, Any]]) -> Any:
+        """How many steps each of Adam's states has seen: one NumPy array, of which theirs are views from now on."""
         if [*map(id, own := [state["step"] for state in states])] != [*map(id, self._steps)]:
-            self._counts = torch.stack(own)
-            self._steps = [*self._counts]
+            steps = torch.stack(own)
+            self._counts, self._steps = steps.numpy(), [*steps]
             for state, step in zip(states, self._steps, strict=True):
                 state["step"] = step
         return self._counts

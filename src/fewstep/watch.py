@@ -193,15 +193,13 @@ def _functions(item: Any) -> Iterator[Any]:
 
 
 def _captured(function: Any) -> list[Any]:
-    """The values of a function's closure, its defaults, and the globals that its code names."""
-    cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    known = function.__globals__
-    return [*cells, *(function.__defaults__ or ()), *[known[n] for n in function.__code__.co_names if n in known]]
+    """The values of a function's closure, its defaults, and the globals that its code names, or None."""
+    cells = [_content(cell) for cell in function.__closure__ or ()]
+    return [*cells, *(function.__defaults__ or ()), *map(function.__globals__.get, function.__code__.co_names)]
 
 
-def _is_filled(cell: Any) -> bool:
+def _content(cell: Any) -> Any:
     try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return cell
