@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep import Task, maml
+from fewstep.building import AS_WRITTEN, ENTRY
 from fewstep.compilation import _traced, compiled, compiled_in_two
 from fewstep.engine import Engine
 from fewstep.errors import FallbackWarning, InputError
@@ -161,6 +162,23 @@ def test_what_is_built_in_the_background(broken: tuple[int, ...], monkeypatch: p
     assert [*map(str, told)] == ["no space left\nfor the library"][: len(broken)]
     assert begun == [0, 1]
     assert "load_pybinding" not in vars(CppWrapperCodeCache), "PyTorch's own way is back"
+
+
+def test_what_only_calls_kernels_is_built_without_effort(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time that g++ takes; where PyTorch spells its entry in another way, nothing would be spared."""
+    from torch._inductor.codecache import CppWrapperCodeCache
+
+    libraries: Any = CppWrapperCodeCache
+    load, written = libraries.load_pybinding_async, list[str]()
+
+    def load_it(*, main_code: str, **more: Any) -> Any:
+        written.append(main_code)
+        return load(main_code=main_code, **more)
+
+    monkeypatch.setattr(libraries, "load_pybinding_async", load_it)
+    x = torch.rand(3)
+    compiled(lambda x: (x + 7,), [x])
+    assert [code.count(AS_WRITTEN + ENTRY) for code in written] == [1]
 
 
 def test_a_build_that_failed_is_tried_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
