@@ -60,13 +60,13 @@ def rollout(policy: Policy, theta: Tensors, environment: Environment, tasks: Ten
             _check("step says what has ended", ended, shape, torch.bool)
         else:
             following, rewards, ended = seen, seen.new_zeros(alive.shape), alive
-        log_probs = policy.log_prob(outputs, actions)
-        steps.append((seen, actions, torch.where(alive, rewards.to(like), 0.0), log_probs, outputs, alive))
+        steps.append((seen, actions, torch.where(alive, rewards.to(like), 0.0), outputs, alive))
         alive = alive & ~ended.to(alive.device)
         seen = torch.where(alive[..., None], following.to(like), 0.0)  # whatever follows the end, NaN too
         if not alive.any():
             break
-    lived = [torch.stack(part, 2) for part in zip(*steps, strict=True)]
+    seen, actions, rewards, outputs, mask = [torch.stack(part, 2) for part in zip(*steps, strict=True)]
+    lived = seen, actions, rewards, policy.log_prob(outputs, actions), outputs, mask
     return Trajectories(*[_as_long_as(part, environment.horizon) for part in lived])
 
 
