@@ -208,6 +208,19 @@ def test_convolutions_are_a_choice_where_there_are_any(monkeypatch: pytest.Monke
     assert all(engine.convolution == "native" for engine in machine.ran)
 
 
+@pytest.mark.parametrize(("each", "first"), [(1, None), (10, 2), (40, 1)])
+def test_convolutions_are_compiled_first_for_as_many_tasks_as_stay_in_a_cache(
+    each: int, first: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """each : MiB that a task takes eagerly"""
+    learner, tasks = conv_learner()
+    machine = Machine(bytes=lambda engine: each * 2**20 * engine.at_a_time(tasks.size)).install(monkeypatch)
+    plan(learner, tasks, seconds=1000)
+    compiled = [engine for engine in machine.ran if engine.compile != "no"]
+    assert compiled[0].convolution == "matmul"
+    assert compiled[0].chunk == first
+
+
 def test_a_model_without_batching_rules_gets_the_loop() -> None:
     case = next(case for case in CASES if case.name == "gru")
     chosen = plan(maml(case.build(), case.loss, lr=0.1), case.tasks(), seconds=20, compile="no")

@@ -26,7 +26,7 @@ HOPELESS = 1.5  # a number of tasks at a time is not compiled that takes this ma
 SMALL = 2048  # pixels of an image whose convolutions are fastest as matrix products; 28x28 is, 84x84 is not
 KEPT = 0.25  # of what a task takes, each inner step keeps less with `keep`: 0.05 was measured
 COMPILED = {"compile", "keep"}  # fields that eager engines have no say in
-CACHED = 2  # tasks at a time at most for the first engine with convolutions that is compiled for a CPU
+CACHED = 24 * 2**20  # bytes, eagerly, of the tasks at a time that convolutions are compiled for on a CPU at first
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,10 @@ class Search:
         Compiled, convolutions of small images are fastest as matrix products; eagerly they are not, so that it tells
         nothing of them. Those of large images fill the machine one task after another.
         """
-        sizes = [size for size in self.chunks if not self.on_cpu or (size or self.bench.tasks.size) <= CACHED]
-        chunk = [eager.chunk, *sizes][-1]
+        tasks = self.bench.tasks.size
+        each = min((t.peak / t.engine.at_a_time(tasks) for t in self.trials if t.peak), default=inf)
+        sizes = [size for size in self.chunks if not self.on_cpu or (size or tasks) * each <= CACHED]
+        chunk = [self.chunks[0], *sizes][-1]
         for kind in self.kinds:
             same = {"product": "reverse", "keep": False, **self.fixed, "compile": kind}
             twin = _changed(eager, **same)
