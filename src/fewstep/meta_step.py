@@ -189,7 +189,7 @@ class MetaStep:
     def _counts_of(self, states: Sequence[dict[str, Any]]) -> Any:
         """How many steps each of Adam's states has seen: one NumPy array, of which theirs are views from now on."""
         if [*map(id, own := [state["step"] for state in states])] != [*map(id, self._steps)]:
-            steps = torch.stack(own)
+            steps = torch.stack(own).cpu()  # whoever loads an optimizer may put them elsewhere
             self._counts, self._steps = steps.numpy(), [*steps]
             for state, step in zip(states, self._steps, strict=True):
                 state["step"] = step
