@@ -124,16 +124,16 @@ def test_the_caller_may_write_to_the_first_results() -> None:
     torch.testing.assert_close(later(x, c, *kept), (x.exp() * c,))
 
 
-def _breaking(monkeypatch: pytest.MonkeyPatch, broken: Sequence[int], fail: Callable[[], None]) -> list[int]:
-    """Have the builds of these numbers fail; returns the numbers of those that were begun."""
+def _breaking(monkeypatch: pytest.MonkeyPatch, broken: Sequence[int], fail: Callable[[], None]) -> list[str]:
+    """Have the builds of these numbers fail; returns the code of those that were begun."""
     from torch._inductor.codecache import CppWrapperCodeCache
 
     libraries: Any = CppWrapperCodeCache
-    load, begun = libraries.load_pybinding_async, list[int]()
+    load, begun = libraries.load_pybinding_async, list[str]()
 
-    def load_some(*about: Any, **more: Any) -> Any:
-        begun.append(len(begun))
-        return fail if begun[-1] in broken else load(*about, **more)
+    def load_some(*, main_code: str, **more: Any) -> Any:
+        begun.append(main_code)
+        return fail if len(begun) - 1 in broken else load(main_code=main_code, **more)
 
     monkeypatch.setattr(libraries, "load_pybinding_async", load_some)
     return begun
@@ -160,22 +160,13 @@ def test_what_is_built_in_the_background(broken: tuple[int, ...], monkeypatch: p
     for _ in range(2):
         torch.testing.assert_close(later(x, c, *kept), (x.exp() * c,))
     assert [*map(str, told)] == ["no space left\nfor the library"][: len(broken)]
-    assert begun == [0, 1]
+    assert len(begun) == 2
     assert "load_pybinding" not in vars(CppWrapperCodeCache), "PyTorch's own way is back"
 
 
 def test_what_only_calls_kernels_is_built_without_effort(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the time that g++ takes; where PyTorch spells its entry in another way, nothing would be spared."""
-    from torch._inductor.codecache import CppWrapperCodeCache
-
-    libraries: Any = CppWrapperCodeCache
-    load, written = libraries.load_pybinding_async, list[str]()
-
-    def load_it(*, main_code: str, **more: Any) -> Any:
-        written.append(main_code)
-        return load(main_code=main_code, **more)
-
-    monkeypatch.setattr(libraries, "load_pybinding_async", load_it)
+    written = _breaking(monkeypatch, [], _no_room)
     x = torch.rand(3)
     compiled(lambda x: (x + 7,), [x])
     assert [code.count(AS_WRITTEN + ENTRY) for code in written] == [1]
@@ -192,6 +183,7 @@ def test_a_build_that_failed_is_tried_anew(monkeypatch: pytest.MonkeyPatch, tmp_
         raise OSError("no space left")
 
     x, w = torch.rand(3), torch.rand(3)
+    compiled(lambda x, w: (x * w + 4,), [x, w])  # builds PyTorch's header, once a process
     monkeypatch.setattr(codecache, "_worker_compile_cpp", fail)
     for _ in range(2):
         with pytest.raises(OSError, match="no space left"):

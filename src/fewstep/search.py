@@ -148,8 +148,7 @@ class Search:
         Compiled, convolutions of small images are fastest as matrix products; eagerly they are not, so that it tells
         nothing of them. Those of large images fill the machine one task after another.
         """
-        tasks = self.bench.tasks.size
-        each = min((t.peak / t.engine.at_a_time(tasks) for t in self.trials if t.peak), default=inf)
+        tasks, each = self.bench.tasks.size, _of_one(self._peaks()) or inf
         sizes = [size for size in self.chunks if not self.on_cpu or (size or tasks) * each <= CACHED]
         chunk = [self.chunks[0], *sizes][-1]
         for kind in self.kinds:
@@ -230,12 +229,21 @@ class Search:
     def _peak(self, engine: Engine) -> float:
         """Bytes that an engine will take at most, by those that took fewer tasks at a time."""
         tasks, steps = self.bench.tasks.size, self.bench.learner.steps
-        size = engine.at_a_time(tasks)
-        known = [(t.peak, t.engine.at_a_time(tasks)) for t in self.trials if t.peak is not None and not t.engine.keep]
+        size, known = engine.at_a_time(tasks), self._peaks()
         once = min((peak * max(1.0, size / count) for peak, count in known), default=0.0)
         if engine.keep:
-            return once + KEPT * steps * tasks * min((peak / count for peak, count in known), default=0)
+            return once + KEPT * steps * tasks * _of_one(known)
         return once * (steps + 1 if engine.compile == "step" else 1)  # it has the activations of every step
+
+    def _peaks(self) -> list[tuple[int, int]]:
+        """Bytes that engines without `keep` took, and for how many tasks at a time."""
+        tasks = self.bench.tasks.size
+        return [(t.peak, t.engine.at_a_time(tasks)) for t in self.trials if t.peak is not None and not t.engine.keep]
+
+
+def _of_one(peaks: list[tuple[int, int]]) -> float:
+    """Bytes that a task takes, where they were fewest; 0 where nobody counted."""
+    return min((peak / count for peak, count in peaks), default=0.0)
 
 
 def chunk_sizes(tasks: int) -> list[int | None]:
