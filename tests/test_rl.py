@@ -253,6 +253,49 @@ def test_the_actions_are_those_of_the_adapted_policy() -> None:
                                        torch.tensor(0.0).double(), atol=1e-10, rtol=0)  # fmt: skip
 
 
+class Slower(GaussianPolicy):
+    def forward(self, observations: Tensor) -> Tensor:
+        return super().forward(observations) - 1
+
+
+def plain_policy() -> GaussianPolicy:
+    return GaussianPolicy(2, 3, (5, 4))
+
+
+def hooked_policy() -> GaussianPolicy:
+    policy = plain_policy()
+    policy.mean[1].register_forward_hook(lambda module, given, result: 2 * result)
+    return policy
+
+
+def policy_with(number: int, layer: nn.Module) -> GaussianPolicy:
+    policy = plain_policy()
+    policy.mean[number] = layer
+    return policy
+
+
+@pytest.mark.parametrize(("make", "is_known"), [
+    (plain_policy, True),
+    (hooked_policy, False),
+    (lambda: policy_with(2, nn.Tanh()), False),
+    (lambda: policy_with(3, nn.Linear(5, 4, bias=False)), False),
+    (lambda: Slower(2, 3, (5, 4)), False),
+])  # fmt: skip
+def test_all_tasks_act_at_once_as_each_alone(make: Callable[[], GaussianPolicy], is_known: bool,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    torch.manual_seed(0)
+    policy = make().double()
+    theta = {name: value + torch.randn(4, *value.shape).double() for name, value in policy.named_parameters()}
+    seen = torch.randn(4, 6, 2).double()
+    if is_known:  # by products of all tasks, not by vmap
+        monkeypatch.setattr(fewstep.rl.policies, "vmap", None)
+    outputs, state = policy.acting(theta)(seen, None)
+    for task in range(4):
+        own = {name: value[task] for name, value in theta.items()}
+        torch.testing.assert_close(outputs[task], functional_call(policy, own, (seen[task],)), rtol=1e-12, atol=1e-12)
+    assert state is None
+
+
 def test_an_evaluation_gives_returns_after_each_step() -> None:
     explorer = explorer_of(build())
     episodes = EnvironmentEpisodes(tasks=2, environment=Navigation(6))

@@ -15,6 +15,7 @@ from fewstep.errors import InputError
 from fewstep.functional import Tensors
 from fewstep.models import mlp
 from fewstep.rl.environments.base import Environment
+from fewstep.rl.stacked import stacked
 
 # `outputs [K, M, p], state = act(observations [K, M, o], state)`; there is no state before the first step.
 Acting = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -85,6 +86,18 @@ class GaussianPolicy(Policy):
         rows = observations.reshape(-1, observations.shape[-1])
         mean = self.mean(rows).reshape(*observations.shape[:-1], self.actions)
         return torch.cat([mean, self.log_std.clamp_min(self.least).expand_as(mean)], -1)
+
+    def acting(self, theta: Tensors) -> Acting:
+        mean = stacked(self.mean, {name.removeprefix("mean."): value for name, value in theta.items()})
+        if mean is None or type(self) is not GaussianPolicy:  # a forward of its own, perhaps
+            return super().acting(theta)
+        log_std = theta["log_std"].clamp_min(self.least).unsqueeze(1)
+
+        def act(seen: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+            rows = mean(seen)
+            return torch.cat([rows, log_std.expand_as(rows)], -1), state
+
+        return act
 
     def noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         return torch.randn(*shape, self.actions, generator=generator, device=generator.device)
