@@ -195,16 +195,21 @@ def test_a_split_file_may_write_accents_in_another_way(top: Path) -> None:
         load_image_folder("test", data=folder, split_file=listed)
 
 
-def test_a_class_in_two_splits_is_refused(top: Path) -> None:
-    make_by_folders(top)
+@pytest.mark.parametrize("layout", ["folders", "lists and images", "lists of classes"])
+def test_a_class_in_two_splits_is_refused(layout: str, top: Path) -> None:
+    twice, gone = NAMES["train"][0], NAMES["val"][0]
+    LAYOUTS[layout](top)
     assert len(few().load("test", top, Form(12)).names) == len(NAMES["test"])
-    (top / "val" / NAMES["val"][0]).rename(top / "val" / NAMES["train"][0])
+    if layout == "folders":
+        (top / "val" / gone).rename(top / "val" / twice)
+    else:
+        listed = top / ("val.csv" if layout == "lists and images" else "cifar100/splits/bertinetto/val.txt")
+        listed.write_text(re.sub(rf"\b{gone}$", twice, listed.read_text(), flags=re.MULTILINE))
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
-        with pytest.raises(
-            InputError, match=rf"the class {NAMES['train'][0]!r} is in both .*; leave it in one of them"
-        ):
+        with pytest.raises(InputError, match=rf"the class '{twice}' is in both .*; leave it in one of them"):
             few().load(split, top, Form(12))
+    assert len(few().load("test", top, Form(12)).names) == len(NAMES["test"])
 
 
 def test_lists_that_do_not_fit_the_pictures(top: Path) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import unicodedata
+from itertools import combinations
 from pathlib import Path
 
 from fewstep.data.cache import one_of
 from fewstep.data.decode import Form
 from fewstep.data.files import Picture
-from fewstep.data.layouts import STEMS, Classes, Split, class_folders, table_of
+from fewstep.data.layouts import STEMS, Classes, Split, check_new, class_folders, table_of
 from fewstep.data.places import entries, expanded, is_file, is_folder, rows_of
 from fewstep.data.table import ImageTable
 from fewstep.errors import InputError
@@ -77,15 +78,8 @@ def _given(data: Path, found: dict[str, list[Path]]) -> dict[str, Classes]:
         narrate_once(f"{data}: folders beside {', '.join(there)} are ignored: {', '.join(beside)}")
     folders = {split: paths[0] for split, paths in found.items()}
     splits = {split: class_folders(folder) for split, folder in folders.items()}
-    owner: dict[str, str] = {}
-    for split, classes in splits.items():
-        for name in classes:
-            if name in owner:
-                raise InputError(
-                    f"the class {name!r} is in both {folders[owner[name]]} and {folders[split]}, but few-shot learning "
-                    "is judged on new classes; put all class folders into one folder, and they are split by class"
-                )
-            owner[name] = split
+    for one, other in combinations(splits, 2):
+        check_new(splits[one], folders[one], splits[other], folders[other])
     return dict(splits)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,35 +87,49 @@ def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
                 by_file.setdefault(key, []).append(picture)
         classes: dict[str, list[Picture]] = {}
         lines: dict[str, int] = {}
-        for number, row in enumerate(rows_of(listed)):
-            if not row:
-                continue
-            if len(row) != 2:
-                raise InputError(f"{listed}, line {number + 1}: expected filename,label, not {','.join(row)!r:.80}")
-            name, label = map(str.strip, row)
-            if number == 0 and (name, label) == ("filename", "label"):
-                continue
+        for number, name, label in _lines(listed):
             if len(by_file.get(name, [])) != 1:
                 amiss = "is there several times; give its path" if name in by_file else "is not there; add it"
                 raise InputError(f"{listed} names {name}, which {amiss} (in {', '.join(map(str, places))})")
             (picture,) = by_file[name]
             if (first := lines.setdefault(picture.where, number)) != number:
-                raise InputError(f"{listed}, line {number + 1}: {name} is in line {first + 1}, too; leave one of them")
+                raise InputError(f"{listed}, line {number}: {name} is in line {first}, too; leave one of them")
             classes.setdefault(label, []).append(picture)
+        for other in filter(is_file, (folder / f"{name}.csv" for name in _other_stems(stem))):
+            check_new(classes, listed, (label for _, _, label in _lines(other)), other)
         yield dict(sorted(classes.items()))
+
+
+def _lines(listed: Path) -> Iterator[tuple[int, str, str]]:
+    """The number, the file name and the label of each line."""
+    for number, row in enumerate(rows_of(listed), 1):
+        cells = tuple(map(str.strip, row))
+        if not row or (number == 1 and cells == ("filename", "label")):
+            continue
+        if len(cells) != 2:
+            raise InputError(f"{listed}, line {number}: expected filename,label, not {','.join(row)!r:.80}")
+        yield number, *cells
+
+
+def _other_stems(stem: str) -> list[str]:
+    return [other for stems in STEMS.values() if stem not in stems for other in stems]
+
+
+def check_new(classes: Iterable[str], here: Path, others: Iterable[str], there: Path) -> None:
+    """Raise `InputError` where two splits share a class."""
+    if both := {*classes} & {*others}:
+        raise InputError(
+            f"the class {min(both)!r} is in both {here} and {there}, but few-shot learning is judged on new classes; "
+            "leave it in one of them"
+        )
 
 
 @contextmanager
 def by_folders(folder: Path, stem: str) -> Iterator[Classes]:
     """`train/CLASS/*`, a folder for each class."""
     classes = class_folders(folder / stem) if is_folder(folder / stem) else {}
-    others = [folder / other for stems in STEMS.values() if stem not in stems for other in stems]
-    for other in filter(is_folder, others if classes else ()):
-        if both := classes.keys() & {entry.name for entry in entries(other) if is_folder(entry)}:
-            raise InputError(
-                f"the class {min(both)!r} is in both {folder / stem} and {other}, but few-shot learning is judged on "
-                "new classes; leave it in one of them"
-            )
+    for other in filter(is_folder, (folder / name for name in _other_stems(stem))):
+        check_new(classes, folder / stem, (entry.name for entry in entries(other) if is_folder(entry)), other)
     yield classes
 
 
@@ -149,14 +163,20 @@ def class_folders(folder: Path) -> dict[str, list[Picture]]:
 def by_class_lists(folder: Path, stem: str) -> Iterator[Classes]:
     """`splits/bertinetto/train.txt`, a class a line, and `data/CLASS/*`; perhaps in a folder `cifar100`."""
     for top in (folder, folder / "cifar100"):
-        listed = top / "splits" / "bertinetto" / f"{stem}.txt"
-        if is_file(listed):
-            names = [*filter(None, map(str.strip, lines_of(listed)))]
+        lists = top / "splits" / "bertinetto"
+        if is_file(listed := lists / f"{stem}.txt"):
+            names = _names(listed)
             if missing := [name for name in names if not is_folder(top / "data" / name)]:
                 raise InputError(f"{listed} names the class {missing[0]}, but {top / 'data' / missing[0]} is not there")
+            for other in filter(is_file, (lists / f"{name}.txt" for name in _other_stems(stem))):
+                check_new(names, listed, _names(other), other)
             yield {name: walk(top / "data" / name, top)[0] for name in sorted(names)}
             return
     yield {}
+
+
+def _names(listed: Path) -> list[str]:
+    return [*filter(None, map(str.strip, lines_of(listed)))]
 
 
 @contextmanager
