@@ -465,7 +465,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "dangling link": (_with(_dangling), "0.png cannot be read .No such file"),
     "loop": (_with(_loop), "again is a link to a folder that it lies in"),
     "nested": (_with(_nested), "animals has pictures in several folders, such as animals/cat and animals/dog"),
-    "class in train and test": (_same_class, "class 'a' is in both .*train and .*test"),
+    "class in train and test": (_same_class, "class 'a' is in both .*train and .*test, .*; put all class folders into"),
     "no validation": (_no_validation, "has train, test, but nothing for validation"),
     "one picture": (lambda top: put(top / "class" / "0.png", picture(1)), "leaves no class for train"),
     "float pixels": (_with(_float), "f.tiff cannot be read .*floating-point"),

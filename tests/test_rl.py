@@ -258,36 +258,48 @@ class Slower(GaussianPolicy):
         return super().forward(observations) - 1
 
 
-def plain_policy() -> GaussianPolicy:
-    return GaussianPolicy(2, 3, (5, 4))
+def doubled(module: nn.Module) -> None:
+    module.register_forward_hook(lambda module, given, result: 2 * result)
 
 
-def hooked_policy() -> GaussianPolicy:
-    policy = plain_policy()
-    policy.mean[1].register_forward_hook(lambda module, given, result: 2 * result)
-    return policy
+def lessened(module: Any) -> None:
+    before = module.forward
+    module.forward = lambda rows: before(rows) - 1
 
 
-def policy_with(number: int, layer: nn.Module) -> GaussianPolicy:
-    policy = plain_policy()
-    policy.mean[number] = layer
-    return policy
+def fixed_deviations(policy: Any) -> None:
+    del policy.log_std
+    policy.register_buffer("log_std", torch.zeros(3))
 
 
-@pytest.mark.parametrize(("make", "is_known"), [
-    (plain_policy, True),
-    (hooked_policy, False),
-    (lambda: policy_with(2, nn.Tanh()), False),
-    (lambda: policy_with(3, nn.Linear(5, 4, bias=False)), False),
-    (lambda: Slower(2, 3, (5, 4)), False),
-])  # fmt: skip
-def test_all_tasks_act_at_once_as_each_alone(make: Callable[[], GaussianPolicy], is_known: bool,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+# The mean's network: Flatten, Linear(2, 5), ReLU, Linear(5, 4), ReLU, Linear(4, 4), ReLU, Linear(4, 3).
+KNOWN: dict[str, Callable[[Any], object]] = {
+    "as it is": lambda policy: None,
+    "a ReLU twice": lambda policy: policy.mean.__setitem__(4, policy.mean[2]),
+}
+UNKNOWN: dict[str, Callable[[Any], object]] = {
+    "a layer twice": lambda policy: policy.mean.__setitem__(6, policy.mean[5]),
+    "another layer": lambda policy: policy.mean.__setitem__(2, nn.Tanh()),
+    "no offset": lambda policy: policy.mean.__setitem__(3, nn.Linear(5, 4, bias=False)),
+    "a hook": doubled,
+    "a layer's hook": lambda policy: doubled(policy.mean[1]),
+    "a forward": lessened,
+    "a network's forward": lambda policy: lessened(policy.mean),
+    "a class": lambda policy: setattr(policy, "__class__", Slower),
+    "one deviation": lambda policy: setattr(policy, "log_std", nn.Parameter(torch.tensor(0.5))),
+    "fixed deviations": fixed_deviations,
+}
+
+
+@pytest.mark.parametrize("change", [*KNOWN, *UNKNOWN])
+def test_all_tasks_act_at_once_as_each_alone(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    policy = make().double()
+    policy = GaussianPolicy(2, 3, (5, 4, 4))
+    {**KNOWN, **UNKNOWN}[change](policy)
+    policy.double()
     theta = {name: value + torch.randn(4, *value.shape).double() for name, value in policy.named_parameters()}
-    seen = torch.randn(4, 6, 2).double()
-    if is_known:  # by products of all tasks, not by vmap
+    seen = torch.randn(4, 4, 2).double()
+    if change in KNOWN:  # by products of all tasks, not by vmap
         monkeypatch.setattr(fewstep.rl.policies, "vmap", None)
     outputs, state = policy.acting(theta)(seen, None)
     for task in range(4):

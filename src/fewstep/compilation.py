@@ -159,7 +159,7 @@ def _by_inductor(graph: fx.GraphModule, examples: Sequence[Tensor]) -> Callable[
         "realize_reads_threshold": 8,  # rather compute again than write and read: memory is slow
         "realize_opcount_threshold": 60,
         "post_grad_custom_post_pass": Hoist(),
-        "max_fusion_buffer_group_pairwise_attempts": 8,  # kernels to try each with, in place of 64: as fast later
+        "max_fusion_buffer_group_pairwise_attempts": 8,  # fusions to try of each kernel, not 64: as fast later
         "split_reductions": False,  # one core reduces each channel: a second stage only strides through memory
     }
     if examples[0].device.type == "cpu":

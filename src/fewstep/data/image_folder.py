@@ -78,8 +78,9 @@ def _given(data: Path, found: dict[str, list[Path]]) -> dict[str, Classes]:
         narrate_once(f"{data}: folders beside {', '.join(there)} are ignored: {', '.join(beside)}")
     folders = {split: paths[0] for split, paths in found.items()}
     splits = {split: class_folders(folder) for split, folder in folders.items()}
+    remedy = "put all class folders into one folder, and they are split by class"
     for one, other in combinations(splits, 2):
-        check_new(splits[one], folders[one], splits[other], folders[other])
+        check_new(splits[one], folders[one], splits[other], folders[other], remedy)
     return dict(splits)
 
 

@@ -95,8 +95,9 @@ def by_lists(folder: Path, stem: str) -> Iterator[Classes]:
             if (first := lines.setdefault(picture.where, number)) != number:
                 raise InputError(f"{listed}, line {number}: {name} is in line {first}, too; leave one of them")
             classes.setdefault(label, []).append(picture)
-        for other in filter(is_file, (folder / f"{name}.csv" for name in _other_stems(stem))):
-            check_new(classes, listed, (label for _, _, label in _lines(other)), other)
+        remedy = "leave it in one of them, or give the two labels of their own"
+        for other in _others(stem, folder, ".csv"):
+            check_new(classes, listed, (label for _, _, label in _lines(other)), other, remedy)
         yield dict(sorted(classes.items()))
 
 
@@ -111,16 +112,20 @@ def _lines(listed: Path) -> Iterator[tuple[int, str, str]]:
         yield number, *cells
 
 
-def _other_stems(stem: str) -> list[str]:
-    return [other for stems in STEMS.values() if stem not in stems for other in stems]
+def _others(stem: str, folder: Path, suffix: str = "") -> Iterator[Path]:
+    """Of each other split the list, or the folder, that counts."""
+    is_there = is_file if suffix else is_folder
+    for stems in STEMS.values():
+        if stem not in stems:
+            yield from [path for name in stems if is_there(path := folder / f"{name}{suffix}")][:1]
 
 
-def check_new(classes: Iterable[str], here: Path, others: Iterable[str], there: Path) -> None:
+def check_new(classes: Iterable[str], here: Path, others: Iterable[str], there: Path, remedy: str) -> None:
     """Raise `InputError` where two splits share a class."""
     if both := {*classes} & {*others}:
         raise InputError(
             f"the class {min(both)!r} is in both {here} and {there}, but few-shot learning is judged on new classes; "
-            "leave it in one of them"
+            f"{remedy}"
         )
 
 
@@ -128,8 +133,9 @@ def check_new(classes: Iterable[str], here: Path, others: Iterable[str], there: 
 def by_folders(folder: Path, stem: str) -> Iterator[Classes]:
     """`train/CLASS/*`, a folder for each class."""
     classes = class_folders(folder / stem) if is_folder(folder / stem) else {}
-    for other in filter(is_folder, (folder / name for name in _other_stems(stem))):
-        check_new(classes, folder / stem, (entry.name for entry in entries(other) if is_folder(entry)), other)
+    for other in _others(stem, folder) if classes else ():
+        names = [entry.name for entry in entries(other) if is_folder(entry)]
+        check_new(classes, folder / stem, names, other, "leave it in one of them")
     yield classes
 
 
@@ -168,8 +174,8 @@ def by_class_lists(folder: Path, stem: str) -> Iterator[Classes]:
             names = _names(listed)
             if missing := [name for name in names if not is_folder(top / "data" / name)]:
                 raise InputError(f"{listed} names the class {missing[0]}, but {top / 'data' / missing[0]} is not there")
-            for other in filter(is_file, (lists / f"{name}.txt" for name in _other_stems(stem))):
-                check_new(names, listed, _names(other), other)
+            for other in _others(stem, lists, ".txt"):
+                check_new(names, listed, _names(other), other, "leave it in one of them")
             yield {name: walk(top / "data" / name, top)[0] for name in sorted(names)}
             return
     yield {}
@@ -181,7 +187,10 @@ def _names(listed: Path) -> list[str]:
 
 @contextmanager
 def by_pickles(folder: Path, stem: str) -> Iterator[Classes]:
-    """One of the pickled caches in circulation, whose name ends in the split's; read without running any code."""
+    """One of the pickled caches in circulation, whose name ends in the split's; read without running any code.
+
+    Their labels, of which many begin at 0 in each split, are not compared.
+    """
     # "train_phase_val" are more pictures of the training classes.
     tail = rf"(?:_phase_{stem})?\.(?:pkl|pickle)|_images(?:_png\.pkl|\.npz)"
     name = re.compile(rf"(?:.*(?<!train_phase)[_-])?{stem}(?:{tail})")

@@ -15,7 +15,7 @@ from fewstep.errors import InputError
 from fewstep.functional import Tensors
 from fewstep.models import mlp
 from fewstep.rl.environments.base import Environment
-from fewstep.rl.stacked import stacked
+from fewstep.rl.stacked import is_plain, stacked
 
 # `outputs [K, M, p], state = act(observations [K, M, o], state)`; there is no state before the first step.
 Acting = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -88,10 +88,13 @@ class GaussianPolicy(Policy):
         return torch.cat([mean, self.log_std.clamp_min(self.least).expand_as(mean)], -1)
 
     def acting(self, theta: Tensors) -> Acting:
-        mean = stacked(self.mean, {name.removeprefix("mean."): value for name, value in theta.items()})
-        if mean is None or type(self) is not GaussianPolicy:  # a forward of its own, perhaps
+        std = theta.get("log_std")
+        known = type(self) is GaussianPolicy and is_plain(self) and std is not None and std.shape[1:] == (self.actions,)
+        own = {name.removeprefix("mean."): value for name, value in theta.items()}
+        mean = stacked(self.mean, own) if known else None
+        if mean is None or std is None:
             return super().acting(theta)
-        log_std = theta["log_std"].clamp_min(self.least).unsqueeze(1)
+        log_std = std.clamp_min(self.least).unsqueeze(1)
 
         def act(seen: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
             rows = mean(seen)

@@ -6,33 +6,39 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 
 from fewstep.functional import Tensors
 
-BY_ROW = nn.Flatten, nn.ReLU  # what `mlp` has beside linear layers
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a call of it runs the forward functions of its classes and nothing else: no hooks, none put in place."""
+    hooks = [every_module._global_forward_pre_hooks, every_module._global_forward_hooks]
+    hooks += [hook for part in module.modules() for hook in (part._forward_pre_hooks, part._forward_hooks)]
+    return not any(hooks) and not any("forward" in vars(part) for part in module.modules())
 
 
-def stacked(network: nn.Sequential, theta: Tensors) -> Callable[[Tensor], Tensor] | None:
+def stacked(network: nn.Module, theta: Tensors) -> Callable[[Tensor], Tensor] | None:
     """The network as a function of rows [K, M, inputs], with `theta`, each [K, ...] and by its name in the network.
 
-    None where the network has other layers, or hooks, of which nothing is known here.
+    None where it is no sequence of linear layers, with offsets and all of them in `theta`, and ReLUs (as `mlp` gives).
 
     >>> network = nn.Sequential(nn.Linear(1, 1))
     >>> theta = {"0.weight": torch.tensor([[[2.0]], [[3.0]]]), "0.bias": torch.tensor([[0.0], [1.0]])}
     >>> stacked(network, theta)(torch.ones(2, 1, 1)).flatten()     # 2 * 1 and 3 * 1 + 1
     tensor([2., 4.])
     """
-    if type(network) is not nn.Sequential or any(m._forward_pre_hooks or m._forward_hooks for m in network.modules()):
+    if type(network) is not nn.Sequential:
         return None
     layers: list[Callable[[Tensor], Tensor]] = []
-    for name, layer in network.named_children():
+    for name, layer in network._modules.items():  # a layer that comes twice, too
         weight, bias = theta.get(f"{name}.weight"), theta.get(f"{name}.bias")
         if type(layer) is nn.Linear and weight is not None and bias is not None:
             layers.append(_affine(weight.mT.contiguous(), bias.unsqueeze(1)))
-        elif type(layer) not in BY_ROW:
-            return None
-        elif not isinstance(layer, nn.Flatten):  # rows are flat
+        elif type(layer) is nn.ReLU:
             layers.append(layer)
+        elif type(layer) is not nn.Flatten:  # rows are flat
+            return None
 
     def forward(rows: Tensor) -> Tensor:
         for layer in layers:
@@ -43,4 +49,4 @@ def stacked(network: nn.Sequential, theta: Tensors) -> Callable[[Tensor], Tensor
 
 
 def _affine(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda rows: torch.baddbmm(bias, rows, weight)
+    return lambda rows: torch.bmm(rows, weight) + bias  # `baddbmm` rounds once: in bfloat16 it would be another policy
