@@ -6,11 +6,14 @@ import copy
 import functools
 import random
 import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -277,6 +280,71 @@ def test_a_hook_that_came_after_compiling_runs(compiled: Any) -> None:
     after = learner(tasks)
     assert not torch.allclose(after, before)
     assert torch.allclose(after, maml(model, functional.mse_loss, lr=0.1)(tasks), rtol=1e-12)
+
+
+SETTINGS: dict[str, Any] = {"scale": 1.0, "deep": SimpleNamespace(scale=1.0)}
+SHIFT, TURN, out = 1.0, 1.0, 0.0
+
+
+def shifted(x: Tensor) -> Tensor:
+    return torch.stack([row + SHIFT for row in x])
+
+
+class Configured(nn.Module):
+    """A model that reads numbers wherever people keep them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(1, 1)
+        self.config: Any = SimpleNamespace(scale=1.0, more={"scale": 1.0}, losses=[0.0])
+
+    @property
+    def scale(self) -> Any:
+        return self.config.scale * TURN
+
+    def forward(self, x: Tensor) -> Any:
+        return self.scale * self.scaled(self.out(x))
+
+    def scaled(self, x: Tensor) -> Any:
+        return shifted(x) * self.config.more["scale"] * SETTINGS["scale"] * SETTINGS["deep"].scale
+
+
+def _set(name: str, value: float) -> Callable[[Any], object]:
+    return lambda model: globals().__setitem__(name, value)
+
+
+@pytest.mark.parametrize("change", [
+    lambda model: setattr(model.config, "scale", 3.0),
+    lambda model: model.config.more.update(scale=3.0),
+    lambda model: SETTINGS.update(scale=3.0),
+    lambda model: setattr(SETTINGS["deep"], "scale", 3.0),
+    _set("SHIFT", 3.0),
+    _set("TURN", 3.0),
+])  # fmt: skip
+def test_a_compiled_model_follows_its_configuration(change: Callable[[Any], object],
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    for name, value in (("SETTINGS", copy.deepcopy(SETTINGS)), ("SHIFT", 1.0), ("TURN", 1.0)):
+        monkeypatch.setitem(globals(), name, value)
+    compilations: list[Any] = []
+
+    def recorded(function: Any, examples: Any) -> Any:
+        compilations.append(make_fx(function)(*examples))
+        return compilations[-1]
+
+    monkeypatch.setattr("fewstep.engine.compiled", recorded)
+    model, tasks = Configured().double(), ones(3, 1)
+    learner = maml(model, functional.mse_loss, lr=0.1, engine=Engine(compile="step"))
+    for step in range(3):  # what goes by the name of a part, or is written down, is nothing that the model reads
+        before = learner(tasks)
+        globals()["out"] = before.mean()
+        globals()["out"].backward()
+        model.config.losses.append(float(step))
+    assert len(compilations) == 1
+    change(model)
+    after = learner(tasks)
+    assert len(compilations) == 2
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, maml(model, functional.mse_loss, lr=0.1)(tasks), rtol=1e-12, atol=1e-12)
 
 
 class Slotted:

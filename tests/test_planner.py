@@ -157,6 +157,16 @@ def test_nothing_but_the_plan_comes_of_it() -> None:
     assert learner.runner is runner
 
 
+def test_a_model_that_draws_is_judged_without_chance() -> None:
+    """No two engines draw alike, so that their gradients differ by as much as they are long."""
+    learner = sinusoid_learner()
+    learner.model.append(nn.Dropout(0.9))  # type: ignore[operator]
+    learner = maml(learner.model, functional.mse_loss, lr=0.01)
+    chosen = plan(learner, SinusoidEpisodes(tasks=8)[0], seconds=5, compile="no")
+    assert not [entry for entry in chosen.tried if "disagrees" in entry.dropped]
+    assert learner.model.training
+
+
 def test_the_fastest_is_found_also_where_it_lies_between(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {1: 5.0, 2: 3.0, 4: 1.0, 8: 4.0}
     machine = Machine(lambda engine: 6.0 if engine.method == "loop" else times[engine.chunk or 16]).install(monkeypatch)

@@ -37,6 +37,7 @@ class Agreement:
         self._exact: dict[Engine, bool] = {}
         self._rounding: dict[str, float] = {}
         self._double: tuple[Learner, Task, Tensor] | None = None
+        self._draws: bool | None = None
 
     def note(self, trial: Trial) -> None:
         """Write down how far off a trial's meta-gradient is, and let go of it."""
@@ -55,8 +56,25 @@ class Agreement:
             return True
         if not self._is_exact(Engine(method=engine.method, product=engine.product, convolution=engine.convolution)):
             return False
-        bound = min(WORST, ROUNDINGS[engine.precision] * self._rounding_of(engine))
-        return error <= bound or any(self._error_nearby(trial) <= bound for _ in range(PLACES))
+        with self._without_chance():
+            error = self._error_here(trial) if self._draws else error
+            bound = min(WORST, ROUNDINGS[engine.precision] * self._rounding_of(engine))
+            return error <= bound or any(self._error_nearby(trial) <= bound for _ in range(PLACES))
+
+    @contextmanager
+    def _without_chance(self) -> Iterator[None]:
+        """Inside, a model that draws random numbers is in eval mode: no two engines draw alike."""
+        if self._draws is None:
+            again = self.bench.run(LOOP).gradient
+            self._draws = relative_error(again, self.truth) > UNDOUBTED.get(self.truth.dtype, 0.0)
+        modes = [(part, part.training) for part in self.bench.learner.modules() if self._draws]
+        for part, _ in modes:
+            part.training = False
+        try:
+            yield
+        finally:
+            for part, training in modes:
+                part.training = training
 
     def _is_exact(self, engine: Engine) -> bool:
         """Whether an engine agrees in float64; taken for granted where float64 does not run."""
@@ -86,14 +104,14 @@ class Agreement:
         return learner, tasks, truth
 
     def _rounding_of(self, engine: Engine) -> float:
-        """How far off the loop itself is by rounding, and by random numbers."""
+        """How far off the loop itself is by rounding."""
         precision = engine.precision
         if precision not in self._rounding:
-            errors = []
+            errors, truth = [], self.bench.run(LOOP).gradient if self._draws else self.truth
             for _ in range(2 if precision == "full" else 1):
                 with self._weights_moved(ROUNDING * self._epsilon() if precision == "full" else 0):
                     gradient = self.bench.run(Engine(method="loop", precision=precision)).gradient
-                errors.append(relative_error(gradient, self.truth))
+                errors.append(relative_error(gradient, truth))
             self._rounding[precision] = max(errors)
         return self._rounding[precision]
 
@@ -105,8 +123,11 @@ class Agreement:
     def _error_nearby(self, trial: Trial) -> float:
         """How far off a trial's engine is where the weights are somewhat different."""
         with self._weights_moved(AWAY):
-            truth = self.bench.run(LOOP).gradient
-            return relative_error(self.bench.gradient(trial.runner)[1], truth)
+            return self._error_here(trial)
+
+    def _error_here(self, trial: Trial) -> float:
+        truth = self.bench.run(LOOP).gradient
+        return relative_error(self.bench.gradient(trial.runner)[1], truth)
 
     @contextmanager
     def _weights_moved(self, size: float) -> Iterator[None]:

@@ -80,6 +80,8 @@ def joined() -> Iterator[None]:
 def share(tasks: Task) -> Task:
     """This rank's part of a batch of tasks that every rank has drawn alike. Parts differ by one task at most.
 
+    The first rank, which plans for all, has no less than any other.
+
     >>> x = torch.arange(3.0).reshape(3, 1, 1)
     >>> share(Task((x, x), (x, x))).size  # a single process takes all
     3
@@ -88,7 +90,8 @@ def share(tasks: Task) -> Task:
         return tasks
     count = tasks.size
     _check_tasks(count, ranks())
-    return tasks.select(slice(rank() * count // ranks(), (rank() + 1) * count // ranks()))
+    start, end = (-(-number * count // ranks()) for number in (rank(), rank() + 1))
+    return tasks.select(slice(start, end))
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-PLAIN = (bool, int, float, str, type(None))
+from fewstep.reach import Captured, is_holder, is_known, is_plain, plain_within, reached
+
 _ALL_MODULES_HOOKS: list[Mapping[Any, Any]] = [
     nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks
 ]  # fmt: skip
@@ -26,9 +27,10 @@ class Watch:
     """The plain values behind some objects, at any moment.
 
     Watched are attributes of modules, of the callable objects that they hold, and of other callable objects, those of
-    their classes (PyTorch's own aside), the closures, defaults and globals that their code names, and which objects
-    these are, such as modules, parameters, buffers, functions and the hooks of forward passes. Not watched are the
-    inside of lists and dicts, and what further functions read.
+    their classes (PyTorch's own aside), the closures, defaults and globals that their code names, also that of the
+    functions and methods that it calls, and which objects these are, such as modules, parameters, buffers, functions
+    and the hooks of forward passes; and plain values in dicts and objects among all these, such as a configuration,
+    three deep. Not watched is the inside of lists.
 
     tensors : whether it matters which parameters and buffers the modules have
 
@@ -43,6 +45,7 @@ class Watch:
     def __init__(self, objects: Sequence[Any], *, tensors: bool = True) -> None:
         self._objects, self._tensors = list(objects), tensors
         self._looks = 0
+        self._first: list[Any] = []
         self._seen: list[Any] = []
         self._last: tuple[Any, ...] = ()
         self._look()
@@ -55,7 +58,24 @@ class Watch:
         # One C call for each namespace: this runs in every step, also where a step takes a fraction of a millisecond.
         self._getters = [(space, getter) for space in spaces if (getter := _getter(space))]
         self._spaces, self._sizes = spaces, [len(space) for space in self._own]
-        self._captured = [function for item in objects for function in _functions(item)]
+        self._first = []
+        self._reach()
+
+    def _reach(self) -> None:
+        """Find what the functions come to read, and what holds plain values."""
+        functions = [function for item in self._objects for function in _functions(item)]
+        self._captured: list[Captured] = reached(functions, self._spaces[len(self._own) :])
+        modules = [module for item in self._objects if isinstance(item, nn.Module) for module in item.modules()]
+        others = [space for module in modules for space in (module._parameters, module._buffers)]
+        spaces = {*map(id, [*self._spaces, *others])}
+        holders = {id(value): value for value in self._found() if id(value) not in spaces and is_holder(value)}
+        self._holders = [*holders.values()]
+
+    def _found(self) -> list[Any]:
+        found = [*chain.from_iterable([getter(space) for space, getter in self._getters])]
+        for captured in self._captured:
+            found += captured.values()
+        return found
 
     def __reduce__(self) -> Any:
         """A copy watches the copies of the objects."""
@@ -66,18 +86,21 @@ class Watch:
         if [*map(len, self._own)] != self._sizes:  # an attribute has come or gone
             self._look()
         try:
-            now = [*chain.from_iterable([getter(space) for space, getter in self._getters])]
+            now = self._found()
         except KeyError:  # one has come and another one gone
             self._look()
             return self.values()
-        now += chain.from_iterable(map(_captured, self._captured))
+        if len(now) != len(self._first) or not all(map(is_, now, self._first)):
+            self._reach()
+            self._first = now = self._found()
+        now = [*now, *chain.from_iterable(map(plain_within, self._holders))]
         if not self._last or len(now) != len(self._seen) or not all(map(is_, now, self._seen)):
             self._seen, self._last = now, (self._looks, *map(_identity, now))
         return self._last
 
     def objects(self) -> list[Any]:
         """What the values stand for. As long as it is held, no other object has the identity of one of these."""
-        return [[*space.values()] for space in self._spaces] + [_captured(function) for function in self._captured]
+        return [[*space.values()] for space in self._spaces] + [captured.values() for captured in self._captured]
 
 
 class _Slots(Mapping[str, Any]):
@@ -110,18 +133,14 @@ def _getter(space: Mapping[str, Any]) -> Any:
     return itemgetter(keys[0], *keys) if keys else None
 
 
-def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if type(value) is tuple else type(value) in PLAIN
-
-
 def _identity(value: Any) -> Any:
-    return value if _is_plain(value) else id(value)
+    return value if is_plain(value) else id(value)
 
 
 def _classes(objects: Sequence[Any]) -> list[Mapping[str, Any]]:
     """What the classes of the objects, and of what these hold, have themselves."""
     held = [part for item in objects for part in _held(item)]
-    kinds = {kind: None for item in held for kind in type(item).__mro__ if not _is_known(kind)}
+    kinds = {kind: None for item in held for kind in type(item).__mro__ if not is_known(kind)}
     return [vars(kind) for kind in kinds]
 
 
@@ -132,11 +151,6 @@ def _held(item: Any) -> list[Any]:
     if isinstance(item, partial):
         return _held(item.func)
     return _held(item.__self__) if inspect.ismethod(item) else [item]
-
-
-def _is_known(kind: type) -> bool:
-    """Whether nobody changes what is in a class."""
-    return kind.__module__.partition(".")[0] in ("builtins", "torch", "abc", "typing", "functools", "fewstep")
 
 
 def _namespaces(item: Any, tensors: bool) -> Iterator[Mapping[str, Any]]:
@@ -190,16 +204,3 @@ def _functions(item: Any) -> Iterator[Any]:
         yield item
     elif inspect.isfunction(getattr(type(item), "__call__", None)):  # noqa: B004
         yield type(item).__call__
-
-
-def _captured(function: Any) -> list[Any]:
-    """The values of a function's closure, its defaults, and the globals that its code names, or None."""
-    cells = [_content(cell) for cell in function.__closure__ or ()]
-    return [*cells, *(function.__defaults__ or ()), *map(function.__globals__.get, function.__code__.co_names)]
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return cell
