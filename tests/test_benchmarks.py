@@ -189,6 +189,15 @@ def test_memory(name: memory.Name) -> None:
     assert peak.seconds > 0
 
 
+def test_what_grows_with_the_inner_steps_is_theta() -> None:
+    model = miniimagenet(1, 5, 5, 16).model
+    theta = sum(value.numel() * value.element_size() for value in model.parameters())
+    peaks = [memory.measure("ours", steps=steps, images=(5, 5), size=16, threads=0).allocated for steps in (3, 9)]
+    assert peaks[0] is not None
+    assert peaks[1] is not None
+    assert 0 < peaks[1] - peaks[0] <= 6 * 1.05 * theta  # activations of one step are far more
+
+
 def test_methods_end_to_end(tmp_path: Path) -> None:
     names = ["maml", "reptile", "protonet", "nearest_pixels"]
     smoke = "--data glyphs --iterations 2 --validation 2 --episodes 2 --no-compiled"
