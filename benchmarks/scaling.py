@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from statistics import median
@@ -26,7 +26,8 @@ from benchmarks.workloads import origin
 from fewstep import Learner, Task, losses, maml, models
 from fewstep.data import ClassEpisodes
 from fewstep.distributed import average_gradients, gathered, is_first, joined, ranks, share, start_alike
-from fewstep.engine import Engine
+from fewstep.engine import Convolution, Engine
+from fewstep.meta_step import MetaStep
 
 
 def all_reduce_seconds(size: int, count: int, latency: float, bandwidth: float) -> float:
@@ -64,7 +65,8 @@ class Bench:
 
     learner: Learner
     episodes: ClassEpisodes
-    optimizer: torch.optim.Optimizer
+    apart: MetaStep
+    averaged: MetaStep
 
     @classmethod
     def omniglot(cls, tasks: int, engine: Engine) -> Bench:
@@ -73,19 +75,18 @@ class Bench:
         episodes = ClassEpisodes(images=images, ways=5, shots=1, queries=1, tasks=tasks, rotate=True)
         learner = maml(models.conv4(5), losses.summed_over_ways, lr=0.4, adapt="~*.offset", engine=engine)
         start_alike(learner)
-        return cls(learner, episodes, torch.optim.Adam(learner.parameters(), lr=1e-3))
+        optimizer = torch.optim.Adam(learner.parameters())
+
+        def average(loss: Tensor, count: int) -> Tensor:
+            return average_gradients(learner.parameters(), count, loss, False)[0]
+
+        return cls(learner, episodes, MetaStep(learner, optimizer), MetaStep(learner, optimizer, average=average))
 
     def step(self, choose: Callable[[Task], Task] = lambda tasks: tasks, average: bool = False) -> None:
-        tasks = choose(self.episodes[0])
-        self.optimizer.zero_grad()
-        loss = self.learner(tasks).mean()
-        loss.backward()
-        if average:
-            self.average(loss)
-        self.optimizer.step()
+        (self.averaged if average else self.apart)(choose(self.episodes[0]), 1e-3)
 
-    def average(self, loss: Tensor) -> None:
-        average_gradients(self.learner.parameters(), 1, loss, False)
+    def average(self) -> None:
+        average_gradients(self.learner.parameters(), 1, torch.zeros(()), False)
 
     def round(self) -> Round:
         start, busy, own = time.perf_counter(), busy_seconds(), time.process_time()
@@ -94,7 +95,7 @@ class Bench:
             alone(lambda: self.step(share)),
             together(lambda: self.step(share, average=True)),
             together(lambda: self.step(share)),
-            together(lambda: self.average(torch.zeros(()))),
+            together(self.average),
         )
         elapsed, busy = time.perf_counter() - start, busy_seconds() - busy
         foreign = busy - sum(gathered(time.process_time() - own))
@@ -167,6 +168,7 @@ def main(
     tasks: int = 32,
     chunk: int | None = 4,
     compiled: bool = True,
+    convolution: Convolution = "matmul",
 ) -> None:
     """Time meta-steps of the Omniglot shape, eager and compiled, or the link between the processes.
 
@@ -177,13 +179,16 @@ def main(
         tasks: Tasks of a step.
         chunk: Tasks at a time.
         compiled: Also with torch.compile.
+        convolution: How the engines compute convolutions; the planner takes matmul for such pictures.
     """
     if "WORLD_SIZE" not in os.environ:
         print(origin("benchmarks.scaling"))
-        options = {"what": what, "rounds": rounds, "tasks": tasks, "chunk": chunk, "compiled": compiled}
+        options = {"what": what, "rounds": rounds, "tasks": tasks, "chunk": chunk, "compiled": compiled,
+                   "convolution": convolution}  # fmt: skip
         in_ranks("scaling", f"main(**{options!r})", procs)
         return
-    engines = [Engine(chunk=chunk), Engine(chunk=chunk, compile="pieces"), Engine(chunk=chunk, compile="step")]
+    eager = Engine(chunk=chunk, convolution=convolution)
+    engines = [eager, replace(eager, compile="pieces"), replace(eager, compile="step")]
     with joined():
         chosen = engines if compiled else engines[:1]
         tables = [link(rounds)] if what == "link" else [steps(rounds, tasks, engine) for engine in chosen]
