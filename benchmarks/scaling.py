@@ -80,7 +80,8 @@ class Bench:
         def average(loss: Tensor, count: int) -> Tensor:
             return average_gradients(learner.parameters(), count, loss, False)[0]
 
-        return cls(learner, episodes, MetaStep(learner, optimizer), MetaStep(learner, optimizer, average=average))
+        apart = MetaStep(learner, optimizer, average=lambda loss, count: loss)  # else Adam could be compiled in
+        return cls(learner, episodes, apart, MetaStep(learner, optimizer, average=average))
 
     def step(self, choose: Callable[[Task], Task] = lambda tasks: tasks, average: bool = False) -> None:
         (self.averaged if average else self.apart)(choose(self.episodes[0]), 1e-3)

@@ -6,6 +6,7 @@ import copy
 import functools
 import random
 import warnings
+import weakref
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from fewstep.convolution import conv2d_by_matmul
 from fewstep.engine import Engine
 from fewstep.errors import FallbackWarning
 from fewstep.pooling import max_pool2d_by_comparison
+from fewstep.reach import is_holder, within
 from fewstep.updates import SGD, Clipped
 from fewstep.watch import Watch
 from tests.reference import meta_gradient, relative_error
@@ -286,8 +288,13 @@ SETTINGS: dict[str, Any] = {"scale": 1.0, "deep": SimpleNamespace(scale=1.0)}
 SHIFT, TURN, out = 1.0, 1.0, 0.0
 
 
+class Fixed:
+    gain = 1.0
+
+
+@functools.wraps(functional.mse_loss)
 def shifted(x: Tensor) -> Tensor:
-    return torch.stack([row + SHIFT for row in x])
+    return torch.stack([row + SHIFT for row in x]) * Fixed.gain
 
 
 class Configured(nn.Module):
@@ -296,14 +303,15 @@ class Configured(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.out = nn.Linear(1, 1)
-        self.config: Any = SimpleNamespace(scale=1.0, more={"scale": 1.0}, losses=[0.0])
+        self.config: Any = SimpleNamespace(scale=1.0, more={"scale": 1.0}, losses=[0.0], act=torch.relu)
+        self.log: dict[str, float] = {}
 
     @property
     def scale(self) -> Any:
         return self.config.scale * TURN
 
     def forward(self, x: Tensor) -> Any:
-        return self.scale * self.scaled(self.out(x))
+        return self.config.act(self.scale * self.scaled(self.out(x)) + 1)
 
     def scaled(self, x: Tensor) -> Any:
         return shifted(x) * self.config.more["scale"] * SETTINGS["scale"] * SETTINGS["deep"].scale
@@ -320,11 +328,14 @@ def _set(name: str, value: float) -> Callable[[Any], object]:
     lambda model: setattr(SETTINGS["deep"], "scale", 3.0),
     _set("SHIFT", 3.0),
     _set("TURN", 3.0),
+    lambda model: setattr(model.config, "act", torch.tanh),
+    lambda model: setattr(Fixed, "gain", 3.0),
 ])  # fmt: skip
 def test_a_compiled_model_follows_its_configuration(change: Callable[[Any], object],
                                                     monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     for name, value in (("SETTINGS", copy.deepcopy(SETTINGS)), ("SHIFT", 1.0), ("TURN", 1.0)):
         monkeypatch.setitem(globals(), name, value)
+    monkeypatch.setattr(Fixed, "gain", 1.0)
     compilations: list[Any] = []
 
     def recorded(function: Any, examples: Any) -> Any:
@@ -337,6 +348,7 @@ def test_a_compiled_model_follows_its_configuration(change: Callable[[Any], obje
     for step in range(3):  # what goes by the name of a part, or is written down, is nothing that the model reads
         before = learner(tasks)
         globals()["out"] = before.mean()
+        model.log["loss"] = float(step)
         globals()["out"].backward()
         model.config.losses.append(float(step))
     assert len(compilations) == 1
@@ -345,6 +357,47 @@ def test_a_compiled_model_follows_its_configuration(change: Callable[[Any], obje
     assert len(compilations) == 2
     assert not torch.allclose(after, before)
     torch.testing.assert_close(after, maml(model, functional.mse_loss, lr=0.1)(tasks), rtol=1e-12, atol=1e-12)
+
+
+class Remembering(nn.Module):
+    """A model that writes down what it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen, self.scale = nn.Linear(1, 1), dict[Any, float](), 1.0
+
+    def forward(self, x: Tensor) -> Any:
+        self.seen.setdefault(tuple(x.shape), 0.0)
+        return self.scale * self.layer(x)
+
+
+class Odd:
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError(f"it has no {name}")
+
+
+class OddDict(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError("it has no items")
+
+
+def test_objects_that_cannot_be_looked_into() -> None:
+    gone: Any = weakref.proxy(Fixed())
+    assert [is_holder(item) for item in (gone, Odd(), torch.ones(1), torch, nn.Linear(1, 1))] == [False] * 5
+    assert within(OddDict(scale=1.0)) == []
+    endless: dict[str, Any] = {"scale": 1.0}
+    endless["again"] = endless
+    assert within(endless) == ["scale", 1.0, "again"]
+    assert len(within({str(i): {str(j): 0.0 for j in range(100)} for i in range(100)})) < 1000
+
+
+def test_what_a_forward_pass_writes_down_hides_no_change() -> None:
+    model = Remembering()
+    x, more = torch.ones(2, 3, 1), torch.ones(2, 4, 1)
+    loss = maml(model, functional.mse_loss, lr=0.1)(Task((x, x), (more, more))).mean()
+    model.scale = 2.0
+    with pytest.raises(InputError, match="changed between forward and backward pass"):
+        loss.backward()
 
 
 class Slotted:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dis
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import CodeType
 from typing import Any, NamedTuple
+from weakref import ProxyTypes
+
+from torch import Tensor
 
 PLAIN = (bool, int, float, str, type(None))
 # Packages in which nobody changes what a class has, or what a function reads; a trainer counts steps.
 KNOWN = ("builtins", "torch", "abc", "typing", "functools", "fewstep", "numpy", "logging",
          "lightning", "pytorch_lightning", "lightning_fabric")  # fmt: skip
-DEEPEST, LARGEST = 3, 256  # of what is looked into: objects in objects, and entries; what is larger is data
+DEEPEST, LARGEST = 3, 256  # of what is looked into: objects in objects, and entries in all; what is larger is data
+FILLED = (list, set, Tensor)  # what people fill, or write to, as they go on: only that it is one counts
 
 
 class Names(NamedTuple):
@@ -94,7 +98,8 @@ def _methods(value: Any) -> list[Any]:
 
 def is_known(item: Any) -> bool:
     """Whether a class or a function comes from where nobody changes anything."""
-    return (item.__module__ or "").partition(".")[0] in KNOWN
+    where = item.__globals__.get("__name__") if inspect.isfunction(item) else getattr(item, "__module__", "")
+    return str(where).partition(".")[0] in KNOWN
 
 
 def is_plain(value: Any) -> bool:
@@ -103,25 +108,40 @@ def is_plain(value: Any) -> bool:
 
 
 def is_holder(value: Any) -> bool:
-    """Whether it is a dict, or an object with attributes, that may hold what decides a computation."""
-    if isinstance(value, dict):
-        return len(value) <= LARGEST
-    no_holder = callable(value) or inspect.ismodule(value) or is_known(type(value))
-    return not no_holder and 0 < len(getattr(value, "__dict__", ())) <= LARGEST
+    """Whether it is a dict, a class, or an object with attributes, that may hold what decides a computation."""
+    try:
+        if isinstance(value, ProxyTypes) or inspect.ismodule(value):
+            return False
+        kind = value if isinstance(value, type) else type(value)
+        callable_object = callable(value) and not isinstance(value, type)
+        return isinstance(value, dict) or not (callable_object or is_known(kind) or not hasattr(value, "__dict__"))
+    except Exception:  # objects may do anything when they are asked
+        return False
 
 
-def plain_within(holder: Any, deep: int = DEEPEST, seen: frozenset[int] = frozenset()) -> Iterator[Any]:
-    """The plain values in a dict or an object, and in those in it; of lists, which people fill as they go on, none.
+def within(holder: Any) -> list[Any]:
+    """Names and values in a dict, a class or an object, and in those in it.
 
-    >>> list(plain_within({"rate": 0.5, "more": {"steps": 3}, "losses": [1, 2]}))
-    [3, 0.5, 1, 3, None]
+    >>> within({"rate": 0.5, "more": {"steps": 3}, "losses": [1, 2]})
+    ['rate', 0.5, 'more', 'losses', <class 'list'>, 'steps', 3]
     """
-    entries = [*holder.values()] if isinstance(holder, dict) else [*vars(holder).values()]
-    yield len(entries)
-    for value in entries:
-        if is_plain(value):
-            yield value
-        elif deep > 1 and id(value) not in seen and is_holder(value):
-            yield from plain_within(value, deep - 1, seen | {id(holder)})
-        else:
-            yield None
+    found: list[Any] = []
+    seen, waiting = set[int](), [(holder, 1)]
+    while waiting and len(found) < LARGEST:
+        item, deep = waiting.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        try:
+            entries = [*(item if isinstance(item, dict) else vars(item)).items()]
+        except Exception:
+            continue
+        for name, value in entries[:LARGEST]:
+            if isinstance(name, str) and name[:2] == "__":
+                continue
+            found.append(name)
+            if deep < DEEPEST and is_holder(value):
+                waiting.append((value, deep + 1))
+            else:
+                found.append(type(value) if isinstance(value, FILLED) else value)
+    return found

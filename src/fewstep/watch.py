@@ -12,9 +12,9 @@ from itertools import chain
 from operator import is_, itemgetter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from fewstep.reach import Captured, is_holder, is_known, is_plain, plain_within, reached
+from fewstep.reach import PLAIN, Captured, is_holder, is_known, is_plain, reached, within
 
 _ALL_MODULES_HOOKS: list[Mapping[Any, Any]] = [
     nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks
@@ -28,9 +28,10 @@ class Watch:
 
     Watched are attributes of modules, of the callable objects that they hold, and of other callable objects, those of
     their classes (PyTorch's own aside), the closures, defaults and globals that their code names, also that of the
-    functions and methods that it calls, and which objects these are, such as modules, parameters, buffers, functions
-    and the hooks of forward passes; and plain values in dicts and objects among all these, such as a configuration,
-    three deep. Not watched is the inside of lists.
+    functions and methods that it calls by a name of its own or of these objects, and which objects all these are, such
+    as modules, parameters, buffers, functions and the hooks of forward passes. Where the code names a dict, a class or
+    an object without a call, such as a configuration, names and values in it are watched, three deep. Not watched are
+    the inside of lists, the content of tensors, and what is in other Python modules.
 
     tensors : whether it matters which parameters and buffers the modules have
 
@@ -47,6 +48,7 @@ class Watch:
         self._looks = 0
         self._first: list[Any] = []
         self._seen: list[Any] = []
+        self._held: list[tuple[Any, ...]] = []
         self._last: tuple[Any, ...] = ()
         self._look()
 
@@ -62,14 +64,14 @@ class Watch:
         self._reach()
 
     def _reach(self) -> None:
-        """Find what the functions come to read, and what holds plain values."""
+        """Find what the functions come to read, and what they name that holds further values."""
         functions = [function for item in self._objects for function in _functions(item)]
-        self._captured: list[Captured] = reached(functions, self._spaces[len(self._own) :])
-        modules = [module for item in self._objects if isinstance(item, nn.Module) for module in item.modules()]
-        others = [space for module in modules for space in (module._parameters, module._buffers)]
-        spaces = {*map(id, [*self._spaces, *others])}
-        holders = {id(value): value for value in self._found() if id(value) not in spaces and is_holder(value)}
-        self._holders = [*holders.values()]
+        self._captured: list[Captured] = reached(functions, self._spaces)
+        names = {name for captured in self._captured for name in captured.names.attributes}
+        named = [space[name] for space in self._spaces for name in names & space.keys()]
+        named += chain.from_iterable(captured.values() for captured in self._captured)
+        spaces = {*map(id, self._spaces)}
+        self._holders = [*{id(item): item for item in named if id(item) not in spaces and is_holder(item)}.values()]
 
     def _found(self) -> list[Any]:
         found = [*chain.from_iterable([getter(space) for space, getter in self._getters])]
@@ -90,17 +92,23 @@ class Watch:
         except KeyError:  # one has come and another one gone
             self._look()
             return self.values()
-        if len(now) != len(self._first) or not all(map(is_, now, self._first)):
+        if len(now) != len(self._first) or any(
+            old is not new and not isinstance(new, (*PLAIN, Tensor)) for old, new in zip(self._first, now, strict=True)
+        ):
             self._reach()
             self._first = now = self._found()
-        now = [*now, *chain.from_iterable(map(plain_within, self._holders))]
-        if not self._last or len(now) != len(self._seen) or not all(map(is_, now, self._seen)):
-            self._seen, self._last = now, (self._looks, *map(_identity, now))
+        held = [tuple(map(_identity, within(holder))) for holder in self._holders]
+        same = bool(self._last) and len(now) == len(self._seen) and all(map(is_, now, self._seen))
+        if not same or held != self._held:
+            self._seen, self._held = now, held
+            self._last = (self._looks, *map(_identity, now), *held)
         return self._last
 
     def objects(self) -> list[Any]:
         """What the values stand for. As long as it is held, no other object has the identity of one of these."""
-        return [[*space.values()] for space in self._spaces] + [captured.values() for captured in self._captured]
+        return [[*space.values()] for space in self._spaces] + [
+            *(captured.values() for captured in self._captured), *map(within, self._holders)
+        ]  # fmt: skip
 
 
 class _Slots(Mapping[str, Any]):
@@ -199,7 +207,7 @@ def _functions(item: Any) -> Iterator[Any]:
     elif isinstance(item, partial):
         yield from _functions(item.func)
     elif inspect.ismethod(item):
-        yield item.__func__
+        yield from _functions(item.__func__)
     elif inspect.isfunction(item):
         yield item
     elif inspect.isfunction(getattr(type(item), "__call__", None)):  # noqa: B004
