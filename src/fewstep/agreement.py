@@ -50,7 +50,8 @@ class Agreement:
 
         Where it is off by more than plain rounding, there are two conditions. Its mathematics has to agree in float64
         on two of the tasks. And what has run has to be off by no more than a few times what rounding does to the loop,
-        here or with weights nearby: a kink is at one place, a fault everywhere.
+        here or with weights nearby: a kink is at one place, a fault everywhere. A model that draws random numbers is
+        judged in eval mode, and not farther off in train mode than chance takes it.
         """
         error, engine = trial.error, trial.engine
         if error <= UNDOUBTED.get(self.truth.dtype, 0.0):
@@ -58,19 +59,17 @@ class Agreement:
         if not self._is_exact(Engine(method=engine.method, product=engine.product, convolution=engine.convolution)):
             return False
         if not self._chance():
-            bound = self._bound(engine)
-            return error <= bound or any(self._error_nearby(trial) <= bound for _ in range(PLACES))
+            return self._within_rounding(trial, error)
         try:
             with self._in_eval_mode():
-                still = self._error_here(trial)
-                bound = self._bound(engine)
-                fine = still <= bound or any(self._error_nearby(trial) <= bound for _ in range(PLACES))
+                fine = self._within_rounding(trial, self._error_here(trial))
         except Exception:  # a model that runs in train mode only
             return error <= min(WORST, CHANCE * self._drawn)
         return fine and error <= CHANCE * self._drawn and trial.runner.engine == engine
 
-    def _bound(self, engine: Engine) -> float:
-        return min(WORST, ROUNDINGS[engine.precision] * self._rounding_of(engine))
+    def _within_rounding(self, trial: Trial, error: float) -> bool:
+        bound = min(WORST, ROUNDINGS[trial.engine.precision] * self._rounding_of(trial.engine))
+        return error <= bound or any(self._error_nearby(trial) <= bound for _ in range(PLACES))
 
     def _chance(self) -> bool:
         """Whether the model draws random numbers: no two engines draw alike, nor does the loop twice."""
