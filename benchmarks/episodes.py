@@ -23,9 +23,10 @@ from fewstep import Learner
 from fewstep.data import ClassEpisodes
 from fewstep.distributed import is_first, joined, ranks
 from fewstep.engine import Engine
-from fewstep.evaluate import METRICS, evaluate, in_eval_mode
+from fewstep.evaluate import METRICS, evaluate
 from fewstep.footprint import keep_freed_memory
 from fewstep.meta_step import MetaStep
+from fewstep.modes import in_eval_mode
 from fewstep.recipes import RECIPES
 
 PIECES = Engine(compile="pieces", chunk=1, convolution="matmul")

@@ -18,6 +18,7 @@ ROWS = [
     ["reach"],
     [
         "errors",
+        "modes",
         "replay",
         "watch",
         "convolution",

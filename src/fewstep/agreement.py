@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from fewstep.engine import Engine
 from fewstep.learner import Learner
+from fewstep.modes import in_eval_mode
 from fewstep.task import Task
 from fewstep.trial import Bench, Trial
 
@@ -61,7 +62,7 @@ class Agreement:
         if not self._chance():
             return self._within_rounding(trial, error)
         try:
-            with self._in_eval_mode():
+            with in_eval_mode(self.bench.learner):
                 fine = self._within_rounding(trial, self._error_here(trial))
         except Exception:  # a model that runs in train mode only
             return error <= min(WORST, CHANCE * self._drawn)
@@ -76,17 +77,6 @@ class Agreement:
         if self._drawn < 0:
             self._drawn = relative_error(self.bench.run(LOOP).gradient, self.truth)
         return self._drawn > DRAWN
-
-    @contextmanager
-    def _in_eval_mode(self) -> Iterator[None]:
-        modes = [(part, part.training) for part in self.bench.learner.modules()]
-        for part, _ in modes:
-            part.training = False
-        try:
-            yield
-        finally:
-            for part, training in modes:
-                part.training = training
 
     def _is_exact(self, engine: Engine) -> bool:
         """Whether an engine agrees in float64; taken for granted where float64 does not run."""
@@ -119,7 +109,7 @@ class Agreement:
         """How far off the loop itself is by rounding."""
         precision = engine.precision
         if precision not in self._rounding:
-            errors, truth = [], self.bench.run(LOOP).gradient if self._drawn > DRAWN else self.truth
+            errors, truth = [], self.bench.run(LOOP).gradient if self._chance() else self.truth
             for _ in range(2 if precision == "full" else 1):
                 with self._weights_moved(ROUNDING * self._epsilon() if precision == "full" else 0):
                     gradient = self.bench.run(Engine(method="loop", precision=precision)).gradient

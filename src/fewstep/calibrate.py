@@ -7,9 +7,9 @@ from torch import Tensor
 
 from fewstep.data.episodes import Episodes
 from fewstep.errors import InputError
-from fewstep.evaluate import in_eval_mode
 from fewstep.functional import Place, Tensors
 from fewstep.learner import Learner
+from fewstep.modes import in_eval_mode
 from fewstep.normalisation import observed
 from fewstep.task import Batch, Task, at_step, map_tensors
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import ceil, inf, isfinite, sqrt
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from fewstep.data.episodes import Episodes
 from fewstep.distributed import on_all_ranks
 from fewstep.errors import InputError
+from fewstep.modes import HasModes, in_eval_mode
 from fewstep.normalisation import MEANINGS
 from fewstep.task import Batch, Point, Task
 
@@ -135,14 +135,10 @@ class Evaluation:
         return content
 
 
-class Judged(Protocol):
+class Judged(HasModes, Protocol):
     """What can be judged: a `Learner`, an `Ensemble`, a `MetricLearner`."""
 
     def path(self, tasks: Task, steps: int, at: Collection[int] | None = None) -> list[Point]: ...
-
-    def modules(self) -> Iterator[nn.Module]: ...
-
-    def eval(self) -> Any: ...
 
 
 def evaluate(
@@ -186,18 +182,6 @@ def evaluate(
 def _by_step(values: Tensor, steps: Iterable[int]) -> list[StepResult]:
     half = 1.96 * values.std(1) / sqrt(values.shape[1])
     return [StepResult(*point) for point in zip(steps, values.mean(1).tolist(), half.tolist(), strict=True)]
-
-
-@contextmanager
-def in_eval_mode(learner: nn.Module | Judged) -> Iterator[None]:
-    """Inside, all modules are in eval mode; afterwards each is in its own."""
-    modes = [(module, module.training) for module in learner.modules()]
-    learner.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _judge(learner: Judged, episodes: Episodes, metric: Metric, steps: int, at: Collection[int] | None,

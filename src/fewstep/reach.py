@@ -73,8 +73,11 @@ def _content(cell: Any) -> Any:
         return cell
 
 
-def reached(functions: Iterable[Any], classes: Sequence[Mapping[str, Any]]) -> list[Captured]:
-    """The functions, those that they name, and the methods of these classes whose names they use, and so on."""
+def reached(functions: Iterable[Any], spaces: Sequence[Mapping[str, Any]]) -> list[Captured]:
+    """The functions, those that they name, and those among the attributes in `spaces` whose names they use, and so on.
+
+    spaces : attributes of objects and of classes
+    """
     found: dict[Any, Captured] = {}
     waiting = [*functions]
     while waiting:
@@ -83,7 +86,7 @@ def reached(functions: Iterable[Any], classes: Sequence[Mapping[str, Any]]) -> l
             continue
         found[function] = captured = Captured(function)
         waiting += filter(inspect.isfunction, captured.values())
-        waiting += [method for space in classes for name in captured.names.attributes & space.keys()
+        waiting += [method for space in spaces for name in captured.names.attributes & space.keys()
                     for method in _methods(space[name])]  # fmt: skip
     return [captured for captured in found.values() if len(captured.values()) > 1 or not is_known(captured.function)]
 

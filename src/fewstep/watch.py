@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.reach import PLAIN, Captured, is_holder, is_known, is_plain, reached, within
 
-_ALL_MODULES_HOOKS: list[Mapping[Any, Any]] = [
+ALL_MODULES_HOOKS: list[Mapping[Any, Any]] = [
     nn.modules.module._global_forward_pre_hooks, nn.modules.module._global_forward_hooks
 ]  # fmt: skip
 # What every module has, such as dicts of hooks, and nobody replaces; what is in these is found elsewhere.
@@ -48,14 +48,14 @@ class Watch:
         self._looks = 0
         self._first: list[Any] = []
         self._seen: list[Any] = []
-        self._held: list[tuple[Any, ...]] = []
+        self._within: list[tuple[Any, ...]] = []
         self._last: tuple[Any, ...] = ()
         self._look()
 
     def _look(self) -> None:
         """Find what there is to watch."""
         objects, self._looks = self._objects, self._looks + 1
-        self._own = [*_ALL_MODULES_HOOKS, *[space for item in objects for space in _namespaces(item, self._tensors)]]
+        self._own = [*ALL_MODULES_HOOKS, *[space for item in objects for space in _namespaces(item, self._tensors)]]
         spaces = [*self._own, *_classes(objects)]
         # One C call for each namespace: this runs in every step, also where a step takes a fraction of a millisecond.
         self._getters = [(space, getter) for space in spaces if (getter := _getter(space))]
@@ -99,8 +99,8 @@ class Watch:
             self._first = now = self._found()
         held = [tuple(map(_identity, within(holder))) for holder in self._holders]
         same = bool(self._last) and len(now) == len(self._seen) and all(map(is_, now, self._seen))
-        if not same or held != self._held:
-            self._seen, self._held = now, held
+        if not same or held != self._within:
+            self._seen, self._within = now, held
             self._last = (self._looks, *map(_identity, now), *held)
         return self._last
 
@@ -189,11 +189,12 @@ def _attributes(item: Any) -> Iterator[Mapping[str, Any]]:
 
 def _callables(module: nn.Module) -> list[Any]:
     """The objects that a module calls and that are no modules, such as the update rule in another one."""
-    held = [value for value in (*vars(module).values(), *_hooks(module)) if callable(value)]
+    held = [value for value in (*vars(module).values(), *hooks_of(module)) if callable(value)]
     return [value for value in held if not isinstance(value, type | partial) and not inspect.isroutine(value)]
 
 
-def _hooks(module: nn.Module) -> list[Any]:
+def hooks_of(module: nn.Module) -> list[Any]:
+    """The hooks of its own forward passes."""
     return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
@@ -203,7 +204,7 @@ def _functions(item: Any) -> Iterator[Any]:
         own = {type(module).forward for module in item.modules() if not type(module).__module__.startswith("torch.")}
         yield from (function for function in own if inspect.isfunction(function))
         for module in item.modules():
-            yield from (function for held in (*_callables(module), *_hooks(module)) for function in _functions(held))
+            yield from (function for held in (*_callables(module), *hooks_of(module)) for function in _functions(held))
     elif isinstance(item, partial):
         yield from _functions(item.func)
     elif inspect.ismethod(item):

@@ -15,7 +15,7 @@ from fewstep.errors import InputError
 from fewstep.functional import Tensors
 from fewstep.models import mlp
 from fewstep.rl.environments.base import Environment
-from fewstep.rl.stacked import is_plain, stacked
+from fewstep.rl.stacked import runs_as_written, stacked
 
 # `outputs [K, M, p], state = act(observations [K, M, o], state)`; there is no state before the first step.
 Acting = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
@@ -89,7 +89,8 @@ class GaussianPolicy(Policy):
 
     def acting(self, theta: Tensors) -> Acting:
         std = theta.get("log_std")
-        known = type(self) is GaussianPolicy and is_plain(self) and std is not None and std.shape[1:] == (self.actions,)
+        fits = std is not None and std.shape[1:] == (self.actions,)
+        known = fits and type(self) is GaussianPolicy and runs_as_written(self)
         own = {name.removeprefix("mean."): value for name, value in theta.items()}
         mean = stacked(self.mean, own) if known else None
         if mean is None or std is None:

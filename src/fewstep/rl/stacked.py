@@ -6,16 +6,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as every_module
 
 from fewstep.functional import Tensors
+from fewstep.watch import ALL_MODULES_HOOKS, hooks_of
 
 
-def is_plain(module: nn.Module) -> bool:
+def runs_as_written(module: nn.Module) -> bool:
     """Whether a call of it runs the forward functions of its classes and nothing else: no hooks, none put in place."""
-    hooks = [every_module._global_forward_pre_hooks, every_module._global_forward_hooks]
-    hooks += [hook for part in module.modules() for hook in (part._forward_pre_hooks, part._forward_hooks)]
-    return not any(hooks) and not any("forward" in vars(part) for part in module.modules())
+    return not any(ALL_MODULES_HOOKS) and not any(hooks_of(m) or "forward" in vars(m) for m in module.modules())
 
 
 def stacked(network: nn.Module, theta: Tensors) -> Callable[[Tensor], Tensor] | None:
